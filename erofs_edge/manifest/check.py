@@ -38,7 +38,8 @@ LEVELS = {"lz4hc": range(1, 13), "zstd": range(1, 23), "deflate": range(1, 13), 
 CRYPT = re.compile(r"!*(\*|\$[^:\s]+\$[^:\s]*|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13})?")
 """crypt(5): locked, empty, `$id$…`, and the two old forms"""
 SSH_KEY = re.compile(
-    r"(.*\s)?(sk-)?(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp\d+)(-cert-v01)?(@openssh\.com)? AAAA[\w+/]*=*(\s.*)?"
+    r"(.* )?(webauthn-)?(sk-)?(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp\d+)(-cert-v01)?(@openssh\.com)?"
+    r" +AAAA[A-Za-z0-9+/]*=*( .*)?"
 )
 """a line of authorized_keys, with any options before the key"""
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)

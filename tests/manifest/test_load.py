@@ -285,7 +285,8 @@ def test_hashes_of_passwords(variant: Write, hashed: str) -> None:
     "key",
     [
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here",
-        "ssh-rsa AAAAB3NzaC1yc2E+/==",
+        "ssh-rsa  AAAAB3NzaC1yc2E+/==",
+        "webauthn-sk-ecdsa-sha2-nistp256@openssh.com AAAAInNrLWVjZHNh",
         "ecdsa-sha2-nistp256 AAAAE2VjZHNh with a comment",
         "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5",
         'command="echo ssh-rsa AAAA" ssh-ed25519-cert-v01@openssh.com AAAAIHNzaA',
