@@ -37,18 +37,20 @@ def compare_archives(old: Path, new: Path, report: Report) -> None:
                     _contents(name, _data(one, before), _data(other, after), report)
             if list(sides[0]) != list(sides[1]) and sides[0].keys() == sides[1].keys():
                 report.add(Change("archive", "", "order", None, None, "the same members in another order"))
-    except (tarfile.TarError, OverflowError, ValueError) as error:
+    except (tarfile.TarError, OverflowError, RecursionError, ValueError) as error:
         raise FormatError(f"a damaged tar archive: {error}") from error
 
 
 def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     found: dict[str, tarfile.TarInfo] = {}
-    for member in tar:
-        if member.size > ARCHIVE_MAX:  # a sparse member can be larger than its archive
+    total = 0
+    for count, member in enumerate(tar, 1):
+        total += member.size if member.isreg() else 0
+        if member.size < 0 or total > ARCHIVE_MAX:  # sparse members may be larger than the archive
             raise FormatError(f"{member.name}: a member of {member.size} bytes")
-        found[member.name] = member
-        if len(found) > MEMBERS_MAX:
+        if count > MEMBERS_MAX:
             raise FormatError(f"more than {MEMBERS_MAX} members")
+        found[member.name] = member
     return found
 
 

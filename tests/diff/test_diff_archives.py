@@ -68,6 +68,32 @@ def test_damaged_and_hostile_archives_are_told(tmp_path: Path) -> None:
     assert [(one.layer, one.what) for one in report.changes] == [("damage", "structure")]
 
 
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE, **headers: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.pax_headers = size, kind, headers
+    return info.tobuf(tarfile.PAX_FORMAT if headers else tarfile.GNU_FORMAT)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "data",
+    [
+        _header("one", 0) + _header("back to the first", -1024),
+        (_header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + b"n".ljust(512, b"\0")) * 5000 + _header("n", 0),
+        b"".join(
+            _header(f"hole{number}", 0, **{"GNU.sparse.map": "0,0", "GNU.sparse.size": str(ARCHIVE_MAX)})
+            for number in range(64)
+        ),
+    ],
+    ids=["negative", "deep", "sparse"],
+)
+def test_hostile_archives_end_in_bounded_time(tmp_path: Path, data: bytes) -> None:
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(data + bytes(1024) + name.encode())
+    report = compare_paths(tmp_path / "a.tar", tmp_path / "b.tar")
+    assert [(one.layer, one.what) for one in report.changes] == [("damage", "structure")]
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_signed_statement_is_compared_by_what_it_says(tmp_path: Path, damaged: bool) -> None:
     signer = KeySigner("owner", rsa.generate_private_key(65537, 2048))
