@@ -155,7 +155,8 @@ def _signature(value: object) -> str:
             words.append("*")
             keyword = True
         stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
-        kind = "" if one.annotation is one.empty else f": {one.annotation}"
+        written = getattr(one.annotation, "__forward_arg__", one.annotation)
+        kind = "" if one.annotation is one.empty else f": {written}"
         shown = getattr(one.default, "__name__", None) or repr(one.default)
         default = "" if one.default is one.empty else f" = {shown}"
         words.append(f"{stars}{one.name}{kind}{default}")
