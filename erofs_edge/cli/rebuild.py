@@ -98,11 +98,11 @@ def _show(release: Path, results: dict[str, Rebuilt], output: Path | None, *, as
                 note(result.error)
     if not same:
         wrong = {v.name for result in results.values() for v in result.verdicts if not v.same}
-        unbuilt = [f"variation {name}: {one.error}" for name, one in results.items() if not one.verdicts]
+        errors = [f"variation {name}: {one.error}" if name else one.error for name, one in results.items() if one.error]
         raise ReproducibilityError(
-            f"{len(wrong)} file(s) differ: {', '.join(sorted(wrong)[:5])}" if wrong else "; ".join(unbuilt[:3]),
+            f"{len(wrong)} file(s) differ: {', '.join(sorted(wrong)[:5])}" if wrong else "; ".join(errors[:3]),
             where=str(release),
-            hint=f"to see where and why: {_comparison(release, output)}",
+            hint=f"to see where and why: {_comparison(release, output)}" if wrong else None,
         )
 
 

@@ -83,6 +83,10 @@ def test_a_variation_that_builds_nothing_is_named(rebuilt: Callable[[Rebuilt], N
     rebuilt(Rebuilt(tmp_path, [Verdict("disk.img", "ab", "cd")]))
     done = CliRunner().invoke(rebuild_command, [str(tmp_path), "--variations"])
     assert isinstance(done.exception, ReproducibilityError) and "1 file(s) differ: disk.img" in done.exception.message
+    rebuilt(Rebuilt(tmp_path, [Verdict("disk.img", "ab", "ab")], "a signature is missing"))
+    done = CliRunner().invoke(rebuild_command, [str(tmp_path), "--variations"])
+    assert isinstance(done.exception, ReproducibilityError)
+    assert "variation time: a signature is missing" in done.exception.message and done.exception.hint is None
 
 
 def test_a_variation_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
