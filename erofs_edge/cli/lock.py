@@ -44,8 +44,9 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
 
     loaded = load_any(manifest)
     folder = Path(output) if output is not None and (output.endswith("/") or Path(output).is_dir()) else None
-    if output is not None and folder is None and isinstance(loaded.value, Board):
-        raise UsageError("a board has several locks", hint=f"name a folder: -o {output}/")
+    if output is not None and folder is None and (isinstance(loaded.value, Board) or loaded.value.layers):
+        what = "a board" if isinstance(loaded.value, Board) else "a manifest with layers"
+        raise UsageError(f"{what} has several locks", hint=f"name a folder: -o {output}/")
     if output is None and is_shipped(loaded.path):
         raise UsageError(
             f"{manifest} belongs to the installed package",

@@ -75,6 +75,10 @@ def test_a_file_of_its_own(archive: FakeArchive) -> None:
     assert result.exit_code == 2
     assert "a board has several locks" in result.stderr
     assert "-o other2.lock/" in result.stderr
+    Path("tool.yaml").write_text("system: tool\nkind: sysext\n")
+    Path("edge.yaml").write_text(f"{MANIFEST}layers: [tool.yaml]\n")
+    result = run("edge.yaml", "-o", "other2.lock")
+    assert (result.exit_code, "a manifest with layers has several locks" in result.stderr) == (2, True)
     assert archive.opened == [("trixie", "arm64")], "the misuse is told before anything is done"
 
 

@@ -195,6 +195,21 @@ def test_a_board_and_its_manifest_may_have_one_name(
     assert [one.new is one.old for one in again] == [True, True]
 
 
+def test_layers_whose_locks_would_have_one_name(
+    archive: FakeArchive, system: Loaded[System], tmp_path: Path, cache: Cache
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tool.yaml").write_text(f"system: {folder}\nkind: sysext\n")
+    system.path.write_text(f"{MANIFEST}layers: [a/tool.yaml, b/tool.yaml]\n")
+    assert len(lock_all(load_system(system.path), mirror=archive.mirror, cache=cache)) == 3
+    with pytest.raises(
+        ManifestError, match=r"its lock would be .*/out/tool\.lock, which is that of .*/a/tool\.yaml"
+    ) as caught:
+        lock_all(load_system(system.path), mirror=archive.mirror, cache=cache, folder=tmp_path / "out")
+    assert caught.value.where == str(tmp_path / "b/tool.yaml")
+
+
 def test_a_damaged_old_lock_is_not_passed_over(archive: FakeArchive, system: Loaded[System], cache: Cache) -> None:
     lock_path(system.path).write_text('{"format": 1, "na')
     with pytest.raises(ManifestError, match=r"edge\.lock") as caught:
