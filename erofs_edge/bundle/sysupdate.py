@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from erofs_edge.build.discoverable import write_discoverable
-from erofs_edge.build.record import read_release
+from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.bundle.content import default_version
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import sparse_sha256
-from erofs_edge.errors import FormatError, SourceError, UsageError
+from erofs_edge.errors import FormatError, SourceError, UsageError, VerificationError
 from erofs_edge.writing import beside, new_file, write_exactly
 
 SUMS = "SHA256SUMS"
@@ -45,7 +45,8 @@ def write_transfers(
     keep     versions that a device keeps
 
     Raises UsageError for a version or address that a definition cannot contain, and for a version that the folder has
-    of another system; SourceError for a folder whose sums cannot be read, ErofsEdgeError if `out` contains no build.
+    of another system; SourceError for a folder whose sums cannot be read, ErofsEdgeError if `out` contains no build or
+    its record is damaged.
     """
     name, version = _names(out, url, version)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +77,12 @@ def write_flat(
 
 def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
     """Raises UsageError if the folder has this version of another system: devices that have that would never replace
-    it.
-    """
-    own, image = str(UUID(str(read_release(out)["system"]["root_hash"])[:32])), folder / f"{name}_{version}.raw"
+    it. Raises VerificationError if the record of the build is damaged."""
+    try:
+        own = str(UUID(read_release(out)["system"]["root_hash"][:32]))
+    except ValueError as error:
+        raise VerificationError(f"the root hash in {RELEASE} is damaged", where=str(out), hint="build again") from error
+    image = folder / f"{name}_{version}.raw"
     there = {path: path.name.split("_")[-1].partition(".")[0] for path in folder.glob(f"{name}_{version}_*.root.raw")}
     if image.exists():
         there[image] = _root_guid(image) or own

@@ -23,7 +23,7 @@ from erofs_edge.bundle.sysupdate import Form, write_flat, write_transfers
 from erofs_edge.cli.bundle import bundle as command
 from erofs_edge.disk import gpt
 from erofs_edge.disk.ddi import TYPE_ROOT, TYPE_SIGNATURE, TYPE_VERITY
-from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.errors import SourceError, UsageError, VerificationError
 
 MIB = 1 << 20
 
@@ -139,6 +139,11 @@ def test_what_is_refused(built: Made, tmp_path: Path) -> None:
     (tmp_path / "w/SHA256SUMS").write_text("x  ../y\n")
     with pytest.raises(SourceError, match="not a line of sha256sum"):
         write_transfers(built.out, tmp_path / "w", url="https://u.example")
+    record = json.loads((built.out / "release.json").read_text())
+    record["system"]["root_hash"] = "no hash"
+    (built.out / "release.json").write_text(json.dumps(record))
+    with pytest.raises(VerificationError, match=r"root hash in release\.json is damaged"):
+        write_transfers(built.out, tmp_path / "other", url="https://u.example")
 
 
 @pytest.mark.parametrize("form", ["image", "partitions"])
