@@ -83,7 +83,10 @@ def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
     except ValueError as error:
         raise VerificationError(f"the root hash in {RELEASE} is damaged", where=str(out), hint="build again") from error
     image = folder / f"{name}_{version}.raw"
-    there = {path: path.name.split("_")[-1].partition(".")[0] for path in folder.glob(f"{name}_{version}_*.root.raw")}
+    any_guid, end = "?" * len(own), f".{_KINDS[0]}.raw"  # not '*': names, unlike versions and GUIDs, may contain '_'
+    there = {
+        path: path.name.removesuffix(end)[-len(own) :] for path in folder.glob(f"{name}_{version}_{any_guid}{end}")
+    }
     if image.exists():
         there[image] = _root_guid(image) or own
     for path, guid in there.items():

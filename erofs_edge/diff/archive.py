@@ -37,7 +37,9 @@ def compare_archives(old: Path, new: Path, report: Report) -> None:
                     _contents(name, _data(one, before), _data(other, after), report)
             if list(sides[0]) != list(sides[1]) and sides[0].keys() == sides[1].keys():
                 report.add(Change("archive", "", "order", None, None, "the same members in another order"))
-    except (tarfile.TarError, OverflowError, RecursionError, ValueError) as error:
+    except RecursionError as error:
+        raise FormatError("a damaged tar archive: too many headers of one member") from error
+    except (tarfile.TarError, OverflowError, ValueError) as error:
         raise FormatError(f"a damaged tar archive: {error}") from error
 
 

@@ -156,6 +156,11 @@ def test_a_version_is_that_of_one_system(form: Form, built: Made, another: Made,
         write_transfers(another.out, web, url=url, form=form, version="1")
     assert {path.name: path.read_bytes() for path in web.iterdir() if path.is_file()} == before
     write_transfers(another.out, web, url=url, form=form, version="2")
+    record = json.loads((another.out / "release.json").read_text())
+    record["system"]["name"] = "made-system_1"
+    (another.out / "release.json").write_text(json.dumps(record))
+    write_transfers(another.out, web, url=url, form=form, version="1")
+    write_transfers(built.out, web, url=url, form=form, version="1")
 
 
 def test_the_command(built: Made, tmp_path: Path) -> None:
