@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.cut_rules import CutRules, Tails
-from erofs_edge.erofs.meter import Meter
-from erofs_edge.erofs.options import Ahead
+from erofs_edge.erofs.options import Ahead, WriteOptions
 from erofs_edge.erofs.piece import ALL, BLOCK, Piece, Stored, Worker, store_piece
 from erofs_edge.erofs.plan import Node
 from erofs_edge.threads import Threads
 from erofs_edge.tree import FileContent
 
 if TYPE_CHECKING:  # imported late, since few builds need it
-    from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.sharing import Shares
 
 BATCH = 1 << 20  # bytes of small files per task
@@ -33,24 +31,21 @@ IN_FLIGHT = 64 << 20  # bytes of content being read, compressed or waiting for t
 def store(
     pieces: Iterable[Piece],
     pool: Threads,
+    options: WriteOptions,
     *,
     rules: CutRules | None,
-    block_size: int,
-    cache: CompressionCache | None,
     tails: Tails = BLOCK,
     special: Mapping[Node, CutRules | None] = MappingProxyType({}),
     beside: int = 0,
     shares: Shares | None = None,
     ahead: Ahead | None = None,
-    meter: Meter | None = None,
 ) -> Iterator[Stored]:
     """Yield every piece in order, stored. Without rules, only files with `special` ones are compressed.
 
     `beside` is the space in a block for an inode and its data, 0 if they are stored separately. With `shares`, pieces
-    may wait for earlier ones, so they must be started in order. What `ahead` has started is taken from there. `meter`
-    measures the codecs.
+    may wait for earlier ones, so they must be started in order. What `ahead` has started is taken from there.
     """
-    local = Worker(meter)
+    local, cache, block_size = Worker(options.meter), options.cache, options.block_size
 
     def work(batch: list[Piece]) -> list[Stored]:
         return [store_one(piece) for piece in batch]

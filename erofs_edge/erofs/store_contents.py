@@ -53,8 +53,7 @@ def store_contents(
     total = sum([node.size for node in contents])
     progress = _Progress(options.progress, total)
     pool = options.ahead.pool if options.ahead else Threads(options.workers)
-    how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
-    run = partial(how, cache=options.cache, meter=options.meter)
+    run = partial(store, pool=pool, options=options, special=codings.special)
     try:
         twins, repeats = _find_equal(contents, codings, pool, options)
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
