@@ -44,14 +44,14 @@ def read_profile(file: Path) -> tuple[Use, ...]:
                 " /usr/bin/x 0 65536",
             )
         path = _ESCAPE.sub(_unescape, match[1])
-        if not could_be(path):
+        if not is_path(path):
             raise SourceError(f"no file has the path {escape(path)}", where=f"{file}:{number}")
         start, length = int(match[2] or 0), int(match[3] or 0)
         uses.setdefault(Use(path, start, start + length if length else None))
     return tuple(uses)
 
 
-def could_be(path: bytes) -> bool:
+def is_path(path: bytes) -> bool:
     """Whether a tree could have this path: no '..', no NUL, and no name longer than 255 bytes."""
     try:
         split(path)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from erofs_edge.erofs.profile import Use, could_be, read_profile, unescape
+from erofs_edge.erofs.profile import Use, is_path, read_profile, unescape
 from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
 from erofs_edge.writing import beside
 
@@ -158,7 +158,7 @@ def decode(data: bytes, where: str) -> Trace:
     if any(r.gap < 0 or r.first < 0 or r.blocks < 1 or r.first + r.blocks > limit for r in trace.reads):
         raise FormatError("the trace has reads outside the image", where=where)
     for file in trace.files:
-        if not file.path.startswith("/") or file.start < 0 or file.length < 0 or not could_be(unescape(file.path)):
+        if not file.path.startswith("/") or file.start < 0 or file.length < 0 or not is_path(unescape(file.path)):
             raise FormatError(f"the trace has a file that can be none: {file.path!r}", where=where)
     return trace
 
