@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.profile import Use, could_be, profile_text, read_profile
+from erofs_edge.erofs.profile import Use, is_path, profile_text, read_profile
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import FormatError, SourceError, VerificationError
@@ -260,7 +260,7 @@ def test_the_profile_of_a_trace_is_the_trace(image: tuple[Path, str], tmp_path: 
         _trace([]).uses()
 
 
-PATHS = st.binary(min_size=1, max_size=12).filter(lambda name: could_be(b"/" + name))
+PATHS = st.binary(min_size=1, max_size=12).filter(lambda name: is_path(b"/" + name))
 
 
 @given(st.lists(st.tuples(PATHS, st.integers(0, 99), st.integers(0, 99)), max_size=5))
