@@ -18,6 +18,8 @@ from erofs_edge.homes import user_folder
 
 VARIABLE = "EROFS_EDGE_PREFIX"
 STAMP = "tools.json"
+SBIN = ("/usr/sbin", "/sbin")
+"""where Debian has mke2fs and others, and which is not in the PATH of its ordinary users"""
 
 
 def prefix() -> Path:
@@ -37,11 +39,12 @@ def installed(root: Path | None = None) -> dict[str, dict[str, str]]:
 
 
 def find(name: str, *, host: bool = True) -> Path:
-    """The program NAME: from the private prefix, else (with `host`) from PATH. Raises ToolError."""
+    """The program NAME: from the private prefix, else (with `host`) from PATH or SBIN. Raises ToolError."""
     private = prefix() / "bin" / name
     if private.exists():
         return private
-    on_path = shutil.which(name) if host else None
+    on_path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN])) if host else None
     if on_path:
         return Path(on_path)
-    raise ToolError(f"{name} not found", hint="erofs-edge tools fetch")
+    oracles = "" if name.startswith("qemu-") else " --oracles"
+    raise ToolError(f"{name} not found", hint=f"erofs-edge tools fetch{oracles}")

@@ -35,11 +35,29 @@ def test_set_with_a_lost_wrapper_is_fetched_again(tmp_path: Path, monkeypatch: p
         fetch.fetch_sets(["qemu"], no_network, print)
 
 
-def test_missing_tool_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", fetch.SETS, ids=str)
+def test_missing_tool_names_the_command_that_fetches_it(
+    names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(prefix.VARIABLE, str(tmp_path))
-    with pytest.raises(ToolError) as caught:
-        prefix.find("no-such-tool")
-    assert caught.value.hint == "erofs-edge tools fetch"
+    command = "erofs-edge tools fetch" if names == "qemu" else "erofs-edge tools fetch --oracles"
+    for tool in {name for made in fetch.SETS[names].programs.values() for name in made} - {"qemu-system-x86_64"}:
+        with pytest.raises(ToolError) as caught:
+            prefix.find(tool, host=False)
+        assert caught.value.hint == command, tool
+
+
+def test_programs_of_the_administrator_are_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(prefix.VARIABLE, str(tmp_path / "prefix"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(prefix, "SBIN", (str(tmp_path / "sbin"),))
+    program = tmp_path / "sbin/mke2fs"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert prefix.find("mke2fs") == program
+    with pytest.raises(ToolError):
+        prefix.find("mke2fs", host=False)
 
 
 def test_broken_record_counts_as_nothing(tmp_path: Path) -> None:
