@@ -110,26 +110,26 @@ def flash(
       erofs-edge flash --from https://updates.example/channel --to provision://HOST
     """
     what, image, old = _to_write(what, image, old, to, channel_root, sigstore)
-    pairs = {"verify_only": verify_only, "repair": repair, "whole": whole, "full": full, "resume": resume}
-    _refuse_pairs(**pairs, plan=plan_only, slot=bool(slot), no_verify=no_verify)
+    given = {"whole": whole, "full": full, "resume": resume, "slot": bool(slot), "no_verify": no_verify}
+    _refuse_pairs(**given, plan=plan_only, verify_only=verify_only, repair=repair)
     check(to, what, disk)
     image = _no_pipe(image or _image(what or Path(), out))
-    look, baseline = not (plan_only or verify_only), _image(older_image(old), None) if old else None
-    far = to.startswith(SCHEME) or ("://" in to and not to.startswith("nbd"))  # an export waits without a loss
-    with _signed(what, image, key, far=far, look=look, allowed=allow_unsigned) as signed, ExitStack() as stack:
+    looking = plan_only or verify_only
+    baseline = _image(older_image(old), None) if old is not None else None
+    with _signed(what, image, key, to, looking=looking, allowed=allow_unsigned) as signed, ExitStack() as stack:
         from erofs_edge.flash.guard import refuse_other  # while another process looks at the signatures
         from erofs_edge.flash.prepare import Wish
         from erofs_edge.flash.targets import find_target
 
         wish = Wish(slot, whole, full, resume, baseline)
-        address = stack.enter_context(reached(to, what, out, disk, image, looking=not look))
+        address = stack.enter_context(reached(to, what, out, disk, image, looking=looking))
         candidate = stack.enter_context(find_target(address, image))
         refuse_other(candidate.identity, serial, _products(what, image))
-        if not look:
+        if looking:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
             return
-        yes = yes or disk is not None
-        _write(candidate, image, wish, signed, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+        ask = not yes and disk is None
+        _write(candidate, image, wish, signed, repair=repair, ask=ask, verify=not no_verify, as_json=as_json)
 
 
 def _to_write(
@@ -180,15 +180,17 @@ def _refuse_unsigned(image: Path, key: Path) -> None:
 
 @contextmanager
 def _signed(
-    what: Path | None, image: Path, key: Path | None, *, far: bool, look: bool, allowed: bool
+    what: Path | None, image: Path, key: Path | None, to: str, *, looking: bool, allowed: bool
 ) -> Iterator[Callable[[], None]]:
-    """What waits until the image's signatures are found to be right. What is far away is not reached, or started, in
-    vain: then they are looked at here and now; so they are where a key is given."""
+    """Yield what waits until the image's signatures are found to be right. They are checked before the block if a key
+    is given, or the target should not be reached or started in vain. Without a key, nothing is checked if `looking`:
+    then nothing is written either."""
     if key is not None:
         _refuse_unsigned(image, key)
-    if key is not None or not look:
+    if key is not None or looking:
         yield _nothing
         return
+    far = to.startswith(SCHEME) or ("://" in to and not to.startswith("nbd"))  # an export waits without a loss
     with signatures(what, image, allowed=allowed) as signed:
         if far:
             signed()
@@ -246,7 +248,7 @@ def _write(
     signed: Callable[[], None],
     *,
     repair: bool,
-    yes: bool,
+    ask: bool,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -267,7 +269,7 @@ def _write(
         unfinished = todo[0].state.under_way if todo[0].state is not None else None
         if unfinished is not None:
             note(f"slot {unfinished.slot.lower()} was left half written: blocks that are already right are kept")
-        if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
+        if identity.kind != "file" and ask and not all(prepared.nothing_to_do for prepared in todo):
             _confirm(identity, todo)
         begun = identity.size > 0  # a new file has no name before its end
         results = [

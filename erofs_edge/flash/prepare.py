@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import DeviceRefusedError, UsageError, VerificationError
-from erofs_edge.flash.builds import is_other_build
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
@@ -219,6 +218,8 @@ def _repair_of_disk(plan: Plan, image: Image, target: Target, step: Step) -> Pre
 def _repair_of(
     image: Image, layout: Layout, record: Record, slot: str, target: Target, step: Step
 ) -> Prepared | None:  # fmt: skip
+    from erofs_edge.flash.builds import is_other_build  # only a repair needs it, and what it loads
+
     plan = plan_slot(image, layout, slot)
     found = compare(plan.regions, image, target, step)
     data = sum(region.data_bytes for region in plan.contents)
