@@ -113,8 +113,7 @@ def diskless(
 
 def runs_of(trace: Path, folder: Path) -> tuple[tuple[int, int], ...]:
     """Return what to prefetch: everything that a trace of the system in `folder` touched. Raises VerificationError for
-    a
-    trace of another system."""
+    a trace of another system."""
     from erofs_edge.build.record import read_release
     from erofs_edge.trace.record import read_trace
 

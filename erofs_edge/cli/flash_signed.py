@@ -17,8 +17,7 @@ from erofs_edge.errors import UsageError, VerificationError
 @contextmanager
 def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Callable[[], None]]:
     """Check an image's signatures while the block runs, in a separate process where possible (and if there is anything
-    to
-    check). Yields a function that waits for the result; call it before anything is written.
+    to check). Yields a function that waits for the result; call it before anything is written.
 
     That function raises VerificationError if the image is not signed, UsageError if unsigned images are allowed but the
     board is not for development.

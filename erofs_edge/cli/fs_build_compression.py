@@ -28,8 +28,7 @@ class Algorithm(NamedTuple):
 
 def parse_algorithms(text: str) -> list[Algorithm]:
     """Parse 'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9,exact' or 'lz4hc,9:zstd'. The first algorithm applies to
-    all
-    files without a hint.
+    all files without a hint.
 
     Raises UsageError.
     """

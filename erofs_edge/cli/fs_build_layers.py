@@ -68,8 +68,7 @@ layer_options = together(*_OPTIONS)
 
 def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
     """Return the archives of a container image's layers; empty without an image. Removes the image's options from
-    `given`
-    and sets its archives to these, each once.
+    `given` and sets its archives to these, each once.
 
     Raises UsageError if there is no folder for them or other archives are given; SourceError and VerificationError if
     the image cannot be read.

@@ -57,8 +57,7 @@ tree_options = together(*_OPTIONS)
 
 def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) -> list[str]:
     """Leave out files that the build will replace, such as an older image in the source folder. Prints warnings and
-    returns
-    them.
+    returns them.
 
     Raises UsageError if such a file is not an image.
     """

@@ -45,8 +45,7 @@ def _cleandoc(text: str) -> str:
 
 def _gettext(text: str) -> str:
     """gettext.gettext without translations: click has none, so searching for them in locale-dependent folders each time
-    is
-    avoided."""
+    is avoided."""
     return text
 
 

@@ -33,8 +33,7 @@ FEC_OFFSET = click.option(
 
 def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the name of the `image` to errors that only have an offset, if no other file can be meant. Pipes are refused:
-    they
-    have no end to look for, and one without a writer would block."""
+    they have no end to look for, and one without a writer would block."""
 
     @functools.wraps(command)
     def run(*, image: Path | str, **rest: Any) -> Any:
