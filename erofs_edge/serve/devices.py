@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
@@ -33,24 +34,25 @@ class CopyOnWrite(FileExport):
     direct = False
 
     def __init__(self, base: Path, data: Path, description: str = "") -> None:
-        self._base = FileExport(base)
-        try:
+        with ExitStack() as opened:
+            self._base = FileExport(base)
+            opened.callback(self._base.close)
             _make(data, self._base.offer.size)
             super().__init__(data, writable=True, description=description)
+            opened.callback(super().close)  # with its lock, which would keep out the next attempt
             if self.offer.size != self._base.offer.size:
                 raise SourceError(
                     f"this disk has {self.offer.size} bytes, its base now has {self._base.offer.size}", where=str(data),
                     hint="the base was changed: use a new --devices folder for it",
                 )  # fmt: skip
-            blocks = -(-self.offer.size // BLOCK)
+            count = -(-self.offer.size // (8 * BLOCK))
             marks = data.with_suffix(".map")
-            _make(marks, -(-blocks // 8))
+            _make(marks, count)
             self._marks = os.open(marks, os.O_RDWR | os.O_CLOEXEC)
-        except BaseException:
-            self._base.close()
-            raise
+            opened.callback(os.close, self._marks)
+            self._own = bytearray(os.pread(self._marks, count, 0))
+            self._opened = opened.pop_all()
         self._lock = threading.Lock()
-        self._own = bytearray(os.pread(self._marks, -(-blocks // 8), 0))
 
     def read(self, offset: int, length: int) -> bytes:
         with self._lock:
@@ -84,9 +86,7 @@ class CopyOnWrite(FileExport):
         return found or [(end - offset, wire.STATE_HOLE | wire.STATE_ZERO)]
 
     def close(self) -> None:
-        super().close()
-        os.close(self._marks)
-        self._base.close()
+        self._opened.close()
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[bool, int, int]]:
         """(whether written by the device, first byte, end) in order."""
