@@ -326,7 +326,7 @@ class Comparison:
         changed = len(set().union(*self._files.values())) if self._files else 0
         say(f"{changed} of {len(self.new.entries)} paths differ; {blocks.total} of {blocks.count} blocks differ")
         if self._files.get(""):
-            say(f"{len(self._files[''])} of the paths belong to no package, {self._blocks.get('', 0)} blocks")
+            say(f"not from a package: {len(self._files[''])} of these paths, {self._blocks.get('', 0)} blocks")
         stamps = [change for change in self.report.changes[self._before :] if change.what == "mtime"]
         if stamps:
             say(f"{len(stamps)} paths have a different time")

@@ -27,18 +27,18 @@ def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) ->
     (one, first, root), (other, second, new_root) = trees[0], trees[1]
     before = len(report.changes)
     for name in ("algorithm", "data_block_size", "hash_block_size", "data_blocks", "salt", "uuid"):
-        report.field("verity", "superblock", name, getattr(one, name), getattr(other, name), _WHY.get(name, ""))
-    report.field("verity", "superblock", "offset", first, second, "follows from the size of the data")
-    report.field("verity", "tree", "top", root, new_root, "follows from the data")
+        report.field("verity", "verity superblock", name, getattr(one, name), getattr(other, name), _WHY.get(name, ""))
+    report.field("verity", "verity superblock", "offset", first, second, "follows from the size of the data")
+    report.field("verity", "hash tree", "root hash", root, new_root, "follows from the data")
     ends = one.end(first), other.end(second)
     sizes = [max(path.stat().st_size - at, 0) for path, at in zip((old, new), ends, strict=True)]
     report.field("verity", "parity", "bytes", sizes[0], sizes[1])
     if len(report.changes) > before:
         return
-    for what, at, size in (("tree", first, ends[0] - first), ("parity", ends[0], sizes[0])):
+    for what, at, size in (("hash tree", first, ends[0] - first), ("parity", ends[0], sizes[0])):
         differs = _first_difference(old, new, at, size)
         if differs is not None:
-            why = "damaged in one: salt and top are the same"
+            why = "damaged in one: salt and root hash are the same"
             report.add(Change("verity", what, "bytes", None, None, why, detail=[f"from {differs:#x} on"]))
 
 

@@ -172,11 +172,11 @@ def test_tree_and_parity(tmp_path: Path) -> None:
         handle.seek(-5000, 2)  # the tree's last block
         handle.write(b"\xff")
     (change,) = compare_paths(tmp_path / "old", tmp_path / "new").changes
-    assert (change.layer, change.where) == ("verity", "tree") and "damaged" in change.why
+    assert (change.layer, change.where) == ("verity", "hash tree") and "damaged" in change.why
     build(tree(), tmp_path / "new", compression="lz4hc", epoch=5)
     append(tmp_path / "new", salt=b"another")
     found = {(c.where, c.what) for c in compare_paths(tmp_path / "old", tmp_path / "new").changes}
-    assert found == {("superblock", "salt"), ("tree", "top")}
+    assert found == {("verity superblock", "salt"), ("hash tree", "root hash")}
     build(tree(), tmp_path / "new", compression="lz4hc", epoch=5)
     (change,) = compare_paths(tmp_path / "old", tmp_path / "new").changes
     assert (change.layer, change.what) == ("verity", "removed")
@@ -185,7 +185,7 @@ def test_tree_and_parity(tmp_path: Path) -> None:
         info = append(tmp_path / name, salt=salt)
         write_parity(Places(tmp_path / name, tmp_path / name), info.superblock)
     changes = compare_paths(tmp_path / "old", tmp_path / "new").changes
-    assert {(c.where, c.what) for c in changes} == {("superblock", "salt"), ("tree", "top")}
+    assert {(c.where, c.what) for c in changes} == {("verity superblock", "salt"), ("hash tree", "root hash")}
     assert "manifests and locks" in next(c.why for c in changes if c.what == "salt")
 
 
