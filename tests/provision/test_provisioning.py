@@ -56,7 +56,7 @@ def test_the_same_locks_give_the_same_complete_and_signed_system(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((BOARD, "--to", "qemu:carrier-pigeon", "--disk", "x.img"), "no transport"),
+        ((BOARD, "--to", "qemu:carrier-pigeon", "--disk", "x.img"), "unknown address"),
         ((BOARD, "--to", "qemu:nbd"), "--disk FILE"),
         (("README.md", "--to", "qemu:nbd", "--disk", "x.img"), "needs a BOARD"),
         (("README.md", "--to", "x.img", "--disk", "x.img"), "a board in QEMU"),

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,16 +129,31 @@ def test_each_broken_promise_is_named_and_the_others_are_tried(
 ) -> None:
     machine.wrong = {"boot", "wrong-key", "panic"}
     remade[1] = Verdict("disk.img", "cd", "ef")
-    release.flip("contents.json" if (release.out / "contents.json").exists() else "system.img", 5000)
-    shutil.copytree(release.out, tmp_path / "old")
-    (tmp_path / "old/system.img").write_bytes(bytes(4096))
+    old = replace(release, out=tmp_path / "old")
+    shutil.copytree(release.out, old.out)
+    (old.out / "system.img").write_bytes(bytes(4096))
+    old.seal()
+    release.flip("boot.fit", 5000)
     (release.out / "inputs.tar").write_bytes(inputs(BOARD + "qemu: {}\n", SYSTEM.replace("1M", "64K")))
-    rows = tried(release, earlier=(tmp_path / "old",), update_max=4096)
+    rows = tried(release, earlier=(old.out,), update_max=4096)
     assert {name for name, row in rows.items() if row.kept is False} == set(PROMISES)
-    assert "system.img" in rows["signatures"].detail and "disk.img" in rows["rebuild"].detail
+    assert "boot.fit" in rows["signatures"].detail and "disk.img" in rows["rebuild"].detail
     assert rows["tampering"].detail == "'wrong-key' did not end as expected: it booted"
-    assert "the budget is 65536" in rows["size"].detail and "the budget is 4096" in rows["updates"].detail
+    assert "the budget is 65536" in rows["size"].detail
+    assert rows["updates"].detail.endswith("old/system.img: differs from what release.json lists")
     assert rows["fallback"].detail == "slot a never came up"
+
+
+def test_an_update_above_its_budget(release: Made, machine: Machine, remade: list[Verdict], tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(release.out, old)
+    (old / "system.img").write_bytes(bytes(4096))
+    record = json.loads((old / "release.json").read_text())
+    record["files"]["system.img"]["sha256"] = hashlib.sha256(bytes(4096)).hexdigest()
+    write_json(old / "release.json", record)
+    rows = tried(release, earlier=(old,), update_max=4096)
+    assert {name for name, row in rows.items() if row.kept is False} == {"updates"}
+    assert rows["updates"].detail.endswith("the budget is 4096")
 
 
 def test_what_cannot_be_tried_is_said(release: Made, machine: Machine, remade: list[Verdict]) -> None:
