@@ -254,6 +254,7 @@ def _write(
 ) -> None:
     """`signed` is called before anything is written, if only the size of a file."""
     from erofs_edge.flash.execute import flash as execute  # a comparison leaves nothing in the processor's cache
+    from erofs_edge.flash.guarded import RESUME_HINT
     from erofs_edge.flash.prepare import prepare, prepare_repair
 
     identity = candidate.identity
@@ -280,7 +281,7 @@ def _write(
         on_wire = target.bytes_on_wire
     except (KeyboardInterrupt, SystemExit):  # the latter is a signal, see `_terminated`
         if begun:
-            note("interrupted: the target is incomplete; run the same command with --resume to continue")
+            note(f"interrupted: the target is incomplete; {RESUME_HINT}")
         raise
     finally:
         target.close()

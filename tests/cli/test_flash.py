@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.
     assert sorted(os.listdir(tmp_path)) == ["boards", "out"]
     (tmp_path / "card.img").write_bytes(bytes(8192))
     result = run(built, "--to", "card.img")
-    assert result.exit_code == 130 and "run the same command with --resume to continue" in result.stderr
+    assert result.exit_code == 130 and "run the same command with --resume (instead of --whole or" in result.stderr
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
