@@ -94,7 +94,7 @@ def check(file: Path, key: Path, as_json: bool) -> None:
     from erofs_edge.bundle.rauc import read_bundle
     from erofs_edge.trust.key import read_public_key
 
-    _show(file, read_bundle(file, read_public_key(key, key.stem)), as_json=as_json)
+    _show(file, read_bundle(file, read_public_key(key)), as_json=as_json)
 
 
 @bundle.command()

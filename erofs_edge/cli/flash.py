@@ -168,7 +168,7 @@ def _refuse_unsigned(image: Path, key: Path) -> None:
     from erofs_edge.verify.path import verify_path
 
     with step("Verifying the image's signatures"):
-        verdict = verify_path(image, read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub")))
+        verdict = verify_path(image, read_public_key(key))
         if not verdict.ok:
             first = verdict.failed[0] if verdict.failed else None
             raise VerificationError(

@@ -35,7 +35,7 @@ def pull(reference: str, output: Path, key: Path | None, arch: str, plain_http: 
     from erofs_edge.trust.key import read_public_key
 
     target = parse_reference(reference)
-    public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub")) if key else None
+    public = read_public_key(key) if key else None
     remote = open_remote(target, plain_http=plain_http)
     try:
         found = find(remote, arch, public)

@@ -60,9 +60,8 @@ def release_check(
         raise UsageError("--update-budget needs an earlier release", hint="add --from FOLDER")
     if not (release / RELEASE).exists():
         read_release(release)  # fails if this is not a release; a damaged record counts as a broken promise
-    path = key or release / PUBLIC_KEY
     wanted = Wanted(earlier, most, frozenset(skip), packages, timeout)
-    rows = check_release(release, read_public_key(path, path.stem), wanted, step)
+    rows = check_release(release, read_public_key(key or release / PUBLIC_KEY), wanted, step)
     if as_json:
         emit_json({
             "release": str(release),

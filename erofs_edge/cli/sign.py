@@ -118,7 +118,7 @@ def _store(folder: Path, key: str, signatures: tuple[Path, ...]) -> dict[str, ob
     from erofs_edge.trust.key import read_public_key
     from erofs_edge.trust.offline import attach, waiting
 
-    signed = attach(folder, read_public_key(Path(key), Path(key).stem), [path.read_bytes() for path in signatures])
+    signed = attach(folder, read_public_key(Path(key)), [path.read_bytes() for path in signatures])
     note(f"{len(signed)} signature(s) stored")
     return {"folder": str(folder), "signed": signed, "waiting": waiting(folder)}
 

@@ -72,7 +72,7 @@ def verify(
     from erofs_edge.trust.sigstore import read_policy
     from erofs_edge.verify.path import verify_path
 
-    public = read_public_key(key, _key_name(key))
+    public = read_public_key(key)
     policy = None if sigstore is None else read_policy(sigstore)
     if policy is not None and isinstance(target, str):
         raise UsageError("--sigstore needs the folder of a build, not an address", where=target)
@@ -97,10 +97,6 @@ def verify(
         )
 
 
-def _key_name(path: Path) -> str:
-    return path.name.removesuffix(".pem").removesuffix(".pub")
-
-
 def _rebuilders(target: Path | str, attestation: Path | None, keys: tuple[Path, ...]) -> list[PublicKey]:
     """Return the keys that must have signed the attestation. Raises UsageError if keys or attestation are given
     alone."""
@@ -110,7 +106,7 @@ def _rebuilders(target: Path | str, attestation: Path | None, keys: tuple[Path, 
         raise UsageError("--attestation and --attested-by must be given together")
     if attestation is not None and not (isinstance(target, Path) and target.is_dir()):
         raise UsageError("--attestation needs the folder of a release", where=str(target))
-    return [read_public_key(path, _key_name(path)) for path in keys]
+    return [read_public_key(path) for path in keys]
 
 
 def _check_rebuilders(release: Path, attestation: Path, keys: list[PublicKey], verdict: Verdict) -> None:

@@ -72,6 +72,5 @@ def open_command(rest: str) -> CommandSigner:
             "a command: key must name a program and its public key",
             hint="command:PROGRAM ARGUMENTS?public-key=PUB.pem",
         )
-    path = Path(query["public-key"])
-    name = query.get("name", path.name.removesuffix(".pem").removesuffix(".pub"))
-    return CommandSigner(name, read_public_key(path, name).public_key, command)
+    key = read_public_key(Path(query["public-key"]), query.get("name"))
+    return CommandSigner(key.name, key.public_key, command)

@@ -186,8 +186,9 @@ def fingerprint(key: VerificationKey) -> str:
     return hashlib.sha256(public_key_der(key)).hexdigest()
 
 
-def read_public_key(path: Path, name: str) -> PublicKey:
-    """Read the public key in a SubjectPublicKeyInfo PEM file, or that of a PEM certificate. Raises ErofsEdgeError."""
+def read_public_key(path: Path, name: str | None = None) -> PublicKey:
+    """Read the public key in a SubjectPublicKeyInfo PEM file, or that of a PEM certificate. Without a `name` it is
+    called like its file, without .pub and .pem. Raises ErofsEdgeError."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -205,4 +206,6 @@ def read_public_key(path: Path, name: str) -> PublicKey:
         raise ErofsEdgeError(
             "not a public key in PEM", where=str(path), hint="openssl pkey -in KEY.pem -pubout -out PUB.pem"
         ) from error
+    if name is None:
+        name = path.name.removesuffix(".pem").removesuffix(".pub")
     return PublicKey(name, supported(key, str(path)))

@@ -61,9 +61,8 @@ def open_offline(rest: str) -> OfflineSigner:
         raise UsageError(
             "an offline: key must name a folder and its public key", hint="offline:FOLDER?public-key=PUB.pem"
         )
-    path = Path(query["public-key"])
-    name = query.get("name", path.name.removesuffix(".pem").removesuffix(".pub"))
-    return OfflineSigner(name, read_public_key(path, name).public_key, Path(folder))
+    key = read_public_key(Path(query["public-key"]), query.get("name"))
+    return OfflineSigner(key.name, key.public_key, Path(folder))
 
 
 def waiting(folder: Path) -> list[str]:

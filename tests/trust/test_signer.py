@@ -66,6 +66,12 @@ def test_openssl_makes_and_checks_the_same_signature(keys: Path, tmp_path: Path,
     assert read_public_key(pub, "board").public_key.public_numbers() == signer.public_key.public_numbers()
 
 
+def test_a_public_key_is_named_after_its_file(keys: Path, tmp_path: Path) -> None:
+    for name in ("product.pem", "product.pub", "product.pub.pem", "product"):
+        (tmp_path / name).write_bytes(public_key_pem(open_signer("dev:board")))
+        assert read_public_key(tmp_path / name).name == "product"
+
+
 def test_file_key_is_named_after_its_file(tmp_path: Path) -> None:
     path = tmp_path / "product-2031.pem"
     path.write_bytes(pem_of(rsa.generate_private_key(65537, 2048)))
