@@ -122,7 +122,7 @@ def test_damage(card: Path) -> None:
     record = json.loads(run("show", card, "--json").stdout)
     assert record["damaged"] is True
     assert [slot["name"] for slot in record["slots"]] == ["a", "b"]
-    assert "start from" in run("show", card).stderr or "starts from" in run("show", card).stderr
+    assert "the board starts from these defaults" in run("show", card).stderr
     assert shown("activate", card, "b")["b"][2]
     assert json.loads(run("show", card, "--json").stdout)["damaged"] is False
 
