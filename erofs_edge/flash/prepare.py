@@ -77,7 +77,9 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
                 refuse_misfit(layout, target)
             if wish.slot is not None:
                 raise UsageError(
-                    "--slot: the image and the target do not have the same slots", where=target.identity.path
+                    "--slot: the target does not have the image's slots, or was left half written as a whole",
+                    where=target.identity.path,
+                    hint="without --slot, the whole disk is written",
                 )
             if not (wish.whole or wish.full):
                 refuse_other_file(source, target)

@@ -207,7 +207,7 @@ def test_a_slot_of_a_disk_without_slots(v2: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.img"
     blank.write_bytes(bytes(1 << 20))
     result = run(v2, blank, "--slot", "b")
-    assert (result.exit_code, "do not have the same slots" in result.stderr) == (2, True)
+    assert (result.exit_code, "the target does not have the image's slots" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
