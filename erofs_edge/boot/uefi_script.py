@@ -38,7 +38,7 @@ def uefi_script(board: Board, programs: Mapping[str, str]) -> str:
     for slot, path in programs.items():
         for word in (slot, path):
             if not set(word) <= _PLAIN:
-                raise ManifestError(f"{word!r} cannot stand in a boot script")
+                raise ManifestError(f"{word!r} cannot be part of a boot script")
         load = f"load {place}:${{ee_part}} {boot.load_address:x} {path} {limit:x}"
         lines += [
             f'echo "{STAGE}{slot}"',

@@ -111,7 +111,7 @@ def parse_index(raw: bytes) -> Index:
     _, size, count, blocks, distinct, packed = _HEAD.unpack_from(raw)
     wanted = count * _RANGE.size + blocks * 4
     if size > SIZE_MAX or size % BLOCK or count > blocks or blocks > size // BLOCK or distinct > blocks:
-        raise FormatError("numbers in an index that no image has")
+        raise FormatError("impossible numbers in an index")
     if len(raw) != _HEAD.size + packed + distinct * DIGEST:
         raise FormatError(f"an index of {len(raw)} bytes is cut short or too long")
     try:

@@ -145,7 +145,7 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
         else:
             told = zstandard.get_frame_parameters(data).content_size
             if told not in (size, zstandard.CONTENTSIZE_UNKNOWN):
-                raise FormatError(f"zstd frame of {len(data)} bytes tells of {told} bytes, not {size}")
+                raise FormatError(f"zstd frame of {len(data)} bytes says that it holds {told} bytes, not {size}")
             out = one.decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise FormatError(f"zstd frame of {len(data)} bytes is corrupt (wanted {size} bytes): {error}") from error

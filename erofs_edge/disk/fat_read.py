@@ -60,7 +60,7 @@ class Volume:
             raise FormatError("not a FAT volume: it is larger than its place", where="offset 0x13")
         self.clusters = (total - self._data) // self.cluster
         if self.clusters < _FAT16_MIN:
-            raise FormatError("a FAT12 volume, which is not read", where="offset 0xd")
+            raise FormatError("FAT12 volumes are not supported", where="offset 0xd")
         self.bits = 16 if self.clusters < _FAT32_MIN else 32
         self._root_cluster = first if self.bits == 32 else 0
         at = 64 if self.bits == 32 else 36

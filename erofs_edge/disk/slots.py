@@ -170,7 +170,7 @@ def encode(variables: Mapping[str, str], size: int = ENV_SIZE) -> bytes:
     data = bytearray()
     for name, value in variables.items():
         if not _NAME.fullmatch(name) or "\0" in value or not value.isascii():
-            raise FormatError(f"{name}={value!r} cannot stand in a U-Boot environment")
+            raise FormatError(f"{name}={value!r} cannot be part of a U-Boot environment")
         data += f"{name}={value}\0".encode("ascii")
     data += b"\0"
     room = size - 4

@@ -199,7 +199,7 @@ def _check_tls(wanted: Diskless) -> None:
         if "ca-cert.pem" not in wanted.certificates:
             raise UsageError("TLS needs the certificate that the server is checked with", hint="add --tls-ca PEM")
         if "client-cert.pem" in wanted.certificates and "nbds" not in schemes:
-            raise UsageError("--tls-certificate is for nbds://: a board shows a web server none")
+            raise UsageError("--tls-certificate is for nbds:// only: a board sends web servers no certificate")
     elif wanted.certificates:
         raise UsageError(
             "certificates are for encrypted connections", hint="--system nbds://ADDRESS/EXPORT or https://ADDRESS/PATH"

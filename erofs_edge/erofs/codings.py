@@ -137,7 +137,7 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
         if node.size > ondisk.LCLUSTERS_MAX * options.block_size and codings.of(node) is not None:
             hint = "leave it uncompressed, in chunks: --compress-hints, --chunksize"
             raise SourceError(
-                f"file of {node.size} bytes: kernels read no larger compressed ones than of 2**32 blocks",
+                f"file of {node.size} bytes: kernels read no compressed file of more than 2**32 blocks",
                 where=node.where,
                 hint=hint,
             )

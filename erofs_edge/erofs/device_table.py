@@ -126,7 +126,7 @@ def _check_tag(slot: DeviceSlot, number: int, path: Path) -> None:
     """Check that an image serving as a device is the one named by the tag. A sha256 is verified only by `fs check`."""
     if is_uuid(slot.tag) and (found := image_uuid(path)) != slot.tag.decode():
         raise ErofsFormatError(
-            f"device {number} is another: the image says {slot.tag.decode()}, the file "
+            f"device {number} is the wrong one: the image says {slot.tag.decode()}, the file "
             + (f"is image {found}" if found else "is no image"),
             where=str(path),
             hint="name the devices in order, each of the build that the image was made with: --device FILE",

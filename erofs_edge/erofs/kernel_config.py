@@ -69,5 +69,5 @@ def check_config(
     if lacking:
         raise UsageError(
             f"the kernel of {where} is built without what this image needs: {', '.join(dict.fromkeys(lacking))}",
-            hint="leave these options out, or take a kernel that has them",
+            hint="leave these options out, or use a kernel that has them",
         )

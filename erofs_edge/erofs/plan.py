@@ -249,7 +249,7 @@ def _collect(tree: FileTree, block_size: int) -> list[Node]:
                 if inode.mode & 0o170000 == stat.S_IFDIR:
                     below.append(node)
             elif inode.is_dir:
-                raise SourceError(f"directory also stands at {node.where}", where=_text(prefix + name))
+                raise SourceError(f"the same directory is also at {node.where}", where=_text(prefix + name))
             else:
                 node.links += 1
             named.append(node)
@@ -326,7 +326,7 @@ def _check(node: Node) -> None:
     if inode.is_symlink and (not 1 <= len(inode.target) <= TARGET_MAX or b"\0" in inode.target):
         raise SourceError(f"symlink target of {len(inode.target)} bytes, or with a NUL", where=node.where)
     if inode.is_file and inode.size >= SIZE_END:
-        raise SourceError(f"file of {inode.size} bytes, which is more than an inode can tell", where=node.where)
+        raise SourceError(f"file of {inode.size} bytes, which is more than an inode can store", where=node.where)
     major, minor = inode.rdev
     if not 0 <= major <= MAJOR_MAX or not 0 <= minor <= MINOR_MAX:
         raise SourceError(f"device number {major}:{minor} out of range", where=node.where)

@@ -49,7 +49,7 @@ def wrong_devices(image: Image) -> Iterator[Wrong]:
         for at in range(0, size, PIECE):
             state.update(image.backing.read((number << DEVICE_BITS) + at, min(PIECE, size - at), "device"))
         if state.hexdigest() != slot.tag.decode():
-            yield Wrong(f"device {number} is another: its content is not the one whose sha256 is its tag")
+            yield Wrong(f"device {number} is the wrong one: the sha256 of its content is not its tag")
 
 
 def wrong_fingerprints(

@@ -223,7 +223,7 @@ def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], folder: P
             raise ToolError(f"QEMU ended with exit code {machine.returncode}: {why}")
         if time.monotonic() > deadline:
             said = _last(folder / LOG) or "nothing"
-            raise BootCheckError(f"the machine was not ready after {START:g} s; its last words: {said}")
+            raise BootCheckError(f"the machine was not ready after {START:g} s; its last output: {said}")
         time.sleep(LOOK)
 
 

@@ -147,11 +147,14 @@ def fall_back(
         command = machine_command(board, built, emulator, folder, wiring)
         expected = Expected(built.root_hash, other, data_filesystem(board))
         watch = FallbackWatch(expected, failing, fault.evidence if fault else None, good=keep)
-        console, passed = Console((GOOD,)), list[StageTime]()
+        console, passed, of_start = Console((GOOD,)), list[StageTime](), set[str]()
 
         def note(event: Event) -> None:
-            if event.match.kind in ("stage", "report"):
-                name = event.match.name
+            name = event.match.name
+            if name in ("u-boot", "slot"):
+                of_start.clear()
+            if event.match.kind in ("stage", "report") and name not in of_start:
+                of_start.add(name)
                 title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else TITLES[name]
                 passed.append(StageTime(name, title, round(event.at, 2)))
                 observer.seen(passed[-1])

@@ -64,7 +64,7 @@ def card_arguments(disk: Path, size: int) -> list[str]:
     """
     if size & (size - 1):
         raise UsageError(
-            f"QEMU's SD cards have a power of two of bytes, not {size}",
+            f"the size of an SD card in QEMU must be a power of two, not {size} bytes",
             where=str(disk),
             hint="--to qemu:nbd takes any size",
         )

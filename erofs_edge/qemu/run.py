@@ -53,7 +53,10 @@ def run(
     """
 
     def decide(data: bytes, at: float) -> Verdict | None:
-        record.write(data)
+        try:
+            record.write(data)
+        except OSError as error:
+            raise _no_log(log, error) from error
         for event in console.feed(data, at) if data else console.close(at):
             seen(event)
             if verdict := watch.see(event):
@@ -111,6 +114,10 @@ def _follow(
 
 def _log(path: Path | None) -> IO[bytes]:
     try:
-        return (path or Path(os.devnull)).open("wb")
+        return (path or Path(os.devnull)).open("wb", buffering=0)
     except OSError as error:
-        raise ErofsEdgeError(f"cannot write the console's log: {error.strerror}", where=str(path)) from error
+        raise _no_log(path, error) from error
+
+
+def _no_log(path: Path | None, error: OSError) -> ErofsEdgeError:
+    return ErofsEdgeError(f"cannot write the console's log: {error.strerror}", where=str(path))

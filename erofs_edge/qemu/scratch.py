@@ -95,7 +95,7 @@ class Scratch:
                 self.write(name, change.offset, change.data)
                 done.append(f"{change.what} of {name}")
         if tamper.content and not done:
-            raise FormatError(f"the disk has nothing to do this to: {tamper.title}", where=str(self.path))
+            raise FormatError(f"this cannot be done to the disk: {tamper.title}", where=str(self.path))
         return done
 
     def state(self) -> slots.SlotState:

@@ -120,7 +120,7 @@ def _wrong_blob(rafs: Rafs, number: int, path: Path) -> Iterator[Finding]:
                 yield Finding("error", f"blob {number} has {size} bytes, not {blob.stored}", str(path))
                 return
             if blob.features & ondisk.BLOB_CAP_TAR_TOC and not _has_id(file.fileno(), blob):
-                yield Finding("error", f"blob {number} is another: its sha256 is not its id", str(path))
+                yield Finding("error", f"blob {number} is the wrong one: its sha256 is not its id", str(path))
             for message in wrong_chunks(blob, chunks, file.fileno()) if can_decode(blob) else ():
                 yield Finding("error", message, str(path))
             if not blob.ci_compression and not blob.features & (ondisk.BLOB_TARFS | ondisk.BLOB_CHUNK_INFO_V2):

@@ -41,7 +41,7 @@ def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
     """
     codec = ondisk.COMPRESSIONS[blob.compression] if chunk.flags & ondisk.CHUNK_COMPRESSED else "none"
     if chunk.flags & ~(ondisk.CHUNK_COMPRESSED | ondisk.CHUNK_HAS_CRC32):
-        raise FormatError(f"is stored in a way that is not known (flags {chunk.flags:#x})")
+        raise FormatError(f"is stored in an unknown way (flags {chunk.flags:#x})")
     if codec == "none":
         data = stored
     elif codec == "lz4_block":
@@ -53,7 +53,7 @@ def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
     if len(data) != chunk.size:
         raise FormatError(f"has {len(data)} bytes, not {chunk.size}")
     if _DIGESTS[ondisk.DIGESTS[blob.digest]](data) != chunk.digest:
-        raise FormatError("is another")
+        raise FormatError("does not match its digest")
     return data
 
 

@@ -27,7 +27,7 @@ def variables(system: System) -> dict[str, str]:
 def expand(text: bytes, values: Mapping[str, str], file: str) -> bytes:
     """The text with every @NAME@ replaced. Raises ManifestError at file:line:column of a name without a value."""
     if len(text) > LARGEST:
-        raise ManifestError(f"a template of {len(text)} bytes, at most {LARGEST} are sensible", where=file)
+        raise ManifestError(f"a template of {len(text)} bytes, at most {LARGEST} are allowed", where=file)
 
     def value(found: re.Match[bytes]) -> bytes:
         name = found[1].decode()

@@ -43,7 +43,7 @@ def find_qemu() -> Emulator:
     said = short_run([str(program), "--version"])
     found = re.search(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", said)
     if not found:
-        raise ToolError("this is no QEMU: it does not tell its version", where=str(program), hint=MENDS)
+        raise ToolError("this is not QEMU: it prints no version", where=str(program), hint=MENDS)
     emulator = Emulator(program, (int(found[1]), int(found[2]), int(found[3])))
     if emulator.version < OLDEST:
         oldest = ".".join(map(str, OLDEST))

@@ -159,7 +159,7 @@ def decode(data: bytes, where: str) -> Trace:
         raise FormatError("the trace has reads outside the image", where=where)
     for file in trace.files:
         if not file.path.startswith("/") or file.start < 0 or file.length < 0 or not is_path(unescape(file.path)):
-            raise FormatError(f"the trace has a file that can be none: {file.path!r}", where=where)
+            raise FormatError(f"the trace has an impossible file: {file.path!r}", where=where)
     return trace
 
 

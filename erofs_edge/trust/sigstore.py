@@ -61,7 +61,7 @@ def parse_policy(data: bytes, where: str = "policy") -> Policy:
         if not isinstance(value, dict) or set(value) != set(_WORDS):
             raise ValueError(f"it has {', '.join(_WORDS)} and nothing else")
         if not all(isinstance(value[name], str) and value[name] for name in _WORDS[:2]):
-            raise ValueError("identity and issuer are words")
+            raise ValueError("identity and issuer must be text")
         if not isinstance(value["trusted_root"], dict):
             raise ValueError("trusted_root is the value of a trusted_root.json")
     except (ValueError, RecursionError) as error:

@@ -88,7 +88,7 @@ def _check_system(
         at = levels[-1].start if levels else 0  # a single block has no tree
         block = walk.read(system, at * sb.hash_block_size, sb.hash_block_size)
         if hash_blocks(block, sb.hash_block_size, sb)[: sb.digest_size] != root_hash:
-            raise VerificationError(f"{name} is another system than {part.name} opens")
+            raise VerificationError(f"{name} is not the system that {part.name} opens")
 
 
 def _parts(table: gpt.Table) -> list[Part]:

@@ -196,7 +196,7 @@ def check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one
             f"the superblock covers {sb.data_size} bytes of data, there are {data_size}", where=f"offset {at + 72:#x}"
         )
     if one_file and at < sb.data_size:
-        raise FormatError("the superblock stands inside the data it covers", where=f"offset {at:#x}")
+        raise FormatError("the superblock lies inside the data that it covers", where=f"offset {at:#x}")
     if sb.end(at) > hash_size:
         raise FormatError(f"the hash tree ends at byte {sb.end(at)}, the file at {hash_size}", where=f"offset {at:#x}")
 

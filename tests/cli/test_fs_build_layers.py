@@ -43,7 +43,7 @@ def test_base_and_blob(folder: Path) -> None:
     assert run("extract", "vendor.img", "out", *given).exit_code == 0
     assert subprocess.run(["diff", "-r", "vendor", "out"], check=False).returncode == 0
     wrong = run("ls", "vendor.img", "--device", "base.img", "--device", "b")
-    assert "device 2 is another" in wrong.output
+    assert "device 2 is the wrong one" in wrong.output
     text = run("build", "vendor", "-o", "vendor.img", "--base", "base.img").stdout
     assert "shared   1 files" in text and "mount    -o device=base.img" in text
 

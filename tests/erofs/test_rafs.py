@@ -230,7 +230,7 @@ def test_a_blob_that_is_another(tmp_path: Path) -> None:
     raw = blob.read_bytes()
     blob.write_bytes(raw[:100] + b"!" + raw[101:])
     found = [finding.message for finding in check_rafs(info.path, [blob]).errors]
-    assert found == ["blob 0 is another: its sha256 is not its id", "chunk 0 of blob 0 is another"]
+    assert found == ["blob 0 is the wrong one: its sha256 is not its id", "chunk 0 of blob 0 does not match its digest"]
     blob.write_bytes(raw[: len(raw) - 4096])
     assert [f.message for f in check_rafs(info.path, [blob]).errors] == [
         f"blob 0 has {len(raw) - 4096} bytes, not {len(raw)}"

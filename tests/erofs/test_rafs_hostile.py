@@ -137,7 +137,7 @@ def test_every_rule_is_held(
 
 def chunk_fields(boot: Path) -> Iterator[tuple[int, str, int, str]]:
     at = read_rafs(boot).chunk_table
-    yield at, "B", 0xEE, "chunk 0 of blob 0 is another"
+    yield at, "B", 0xEE, "chunk 0 of blob 0 does not match its digest"
     yield at + 32, "I", 1, "is in blob 1, which does not exist"
     yield at + 36, "I", 0x20, "has unknown flags 0x20"
     yield at + 40, "I", 1, "is not compressed, and has 1 bytes"

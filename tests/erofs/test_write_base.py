@@ -211,13 +211,13 @@ def test_a_device_of_another_build_is_refused(tmp_path: Path) -> None:
     write(old_tree(), base, compression="none")
     write(new_tree(), other, compression="none")
     write(new_tree(), image, compression="none", bases=(base,))
-    with pytest.raises(ErofsFormatError, match=r"device 1 is another: the image says .*, the file is image") as caught:
+    with pytest.raises(ErofsFormatError, match=r"device 1 is the wrong one: .*, the file is image") as caught:
         Image(image, devices=[other])
     assert caught.value.where == str(other)
     other.write_bytes(bytes(base.stat().st_size))
     with pytest.raises(ErofsFormatError, match="the file is no image"):
         Image(image, devices=[other])
-    assert "device 1 is another" in str(check(image, devices=[other]).findings[0])
+    assert "device 1 is the wrong one" in str(check(image, devices=[other]).findings[0])
 
 
 def test_a_blob_of_another_build_is_found_by_check(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_blob_of_another_build_is_found_by_check(tmp_path: Path) -> None:
     data[5000] ^= 1
     blob.write_bytes(data)
     findings = check(image, devices=[blob]).findings
-    assert [f.message for f in findings] == ["device 1 is another: its content is not the one whose sha256 is its tag"]
+    assert [f.message for f in findings] == ["device 1 is the wrong one: the sha256 of its content is not its tag"]
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,12 @@ SHARED_DIRECTORY = Inode(stat.S_IFDIR | 0o755)
         (tree_of(x=file(b"", uid=1 << 32)), "owner"),
         (tree_of(x=file(b"", gid=-1)), "owner"),
         (tree_of(x=file(b"", mtime_ns=1 << 100)), "mtime"),
-        (tree_of(x=SHARED_DIRECTORY, y=SHARED_DIRECTORY), "also stands at /x"),
+        (tree_of(x=SHARED_DIRECTORY, y=SHARED_DIRECTORY), "also at /x"),
         (tree_of(x=file(b"", xattrs={b"system.ntfs": b""})), "system.ntfs cannot be stored"),
         (tree_of(x=file(b"", xattrs={b"user.v": bytes(65536)})), "more than 65535"),
         (tree_of(x=file(b"", xattrs={b"user.%d" % i: bytes(65535) for i in range(5)})), "256 KiB"),
         (FileTree(file(b"")), "must be a directory"),
-        (tree_of(x=Inode(stat.S_IFREG | 0o644, content=Repeated(1 << 63))), "more than an inode can tell"),
+        (tree_of(x=Inode(stat.S_IFREG | 0o644, content=Repeated(1 << 63))), "more than an inode can store"),
     ],
 )
 def test_what_no_image_can_hold(tmp_path: Path, tree: FileTree, message: str) -> None:

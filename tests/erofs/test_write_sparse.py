@@ -126,7 +126,7 @@ def test_files_whose_blocks_kernels_cannot_count_are_refused_at_once(tmp_path: P
     started = time.process_time()
     with (
         HeadStart(options) as ahead,
-        pytest.raises(SourceError, match="kernels read no larger compressed ones") as told,
+        pytest.raises(SourceError, match="kernels read no compressed file of more") as told,
     ):
         write_image(scan(tmp_path / "tree", ahead.offer), tmp_path / "image", options.replaced(ahead=ahead))
     assert told.value.where == "/large" and time.process_time() - started < 10  # all of it takes minutes

@@ -56,7 +56,7 @@ def test_a_machine_that_is_silent_or_cannot(
         pass
     monkeypatch.setattr(attach, "START", 0.3)
     fake_qemu.plan(30.0)
-    silent = r"not ready after 0\.3 s; its last words: nothing"
+    silent = r"not ready after 0\.3 s; its last output: nothing"
     with pytest.raises(BootCheckError, match=silent), attach.attached(loaded, tmp_path, "nbd", disk):
         pass
 

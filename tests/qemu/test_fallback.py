@@ -56,6 +56,10 @@ def test_the_other_slot_comes_up(fake_qemu: FakeQemu, built: Path, board: Board,
     assert (record.fell_from, record.starts, record.slot) == ("b", 3, "a")
     assert record.evidence == PANIC.strip()
     assert record.report is not None and record.report["slot"] == "a"
+    titles = [stage.title for stage in record.stages]
+    assert [titles.count(f"slot {slot} chosen") for slot in "ba"] == [3, 1]
+    assert titles.count("FIT signed") == 4, "once for each start, although U-Boot says it twice"
+    assert record.stages[-1].seconds == record.seconds
     boot = " ".join(fake_qemu.calls[-1])
     assert "-no-reboot" not in boot and f"file={built}/disk.img,snapshot=on" in boot
     assert not fake_qemu.finished and (built / "disk.img").read_bytes() == before

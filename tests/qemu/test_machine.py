@@ -157,7 +157,7 @@ def test_no_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_program_that_is_no_qemu(fake_qemu: FakeQemu) -> None:
     fake_qemu.plan(version="cat (GNU coreutils) 9.1")
-    with pytest.raises(ToolError, match="no QEMU"):
+    with pytest.raises(ToolError, match="is not QEMU"):
         find_qemu()
     fake_qemu.plan(version="cannot load libraries", version_code=127)
     with pytest.raises(ToolError, match="cannot load libraries"):

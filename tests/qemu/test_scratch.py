@@ -96,7 +96,7 @@ def test_an_empty_slot_needs_no_damage(built: Path, board: Board) -> None:
         disk.write("boot_b", 0, bytes(MIB))
         assert len(disk.damage(TAMPERS["fit"])) == 1
         disk.write("boot_a", 0, bytes(MIB))
-        with pytest.raises(FormatError, match="nothing to do this to: a flipped bit in the kernel"):
+        with pytest.raises(FormatError, match="this cannot be done to the disk: a flipped bit in the kernel"):
             disk.damage(TAMPERS["fit"])
 
 

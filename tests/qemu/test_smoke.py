@@ -192,6 +192,13 @@ def test_a_log_that_cannot_be_written(fake_qemu: FakeQemu, built: Path, board: B
         smoke(board, built, observer=Observer(log=built / "no/such/folder"))
 
 
+def test_a_log_for_which_there_is_no_room(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    fake_qemu.plan(recorded("good"), 60)
+    with pytest.raises(ErofsEdgeError, match=r"^/dev/full: cannot write the console's log: No space left on device$"):
+        smoke(board, built, observer=Observer(log=Path("/dev/full")))
+    assert not fake_qemu.finished
+
+
 def test_an_unknown_scenario_or_slot(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
     with pytest.raises(UsageError) as failure:
         smoke(board, built, tamper="nothing")

@@ -166,7 +166,7 @@ def test_hostile_traces(text: str) -> None:
     ("changed", "words"),
     [
         ({"files": [["/etc/../../x", 0, 0]]}, "/etc/../../x"),
-        ({"files": [["/a\\000b", 0, 0]]}, "can be none"),
+        ({"files": [["/a\\000b", 0, 0]]}, "impossible file"),
         ({"block_size": 3}, "blocks of 3 bytes"),
         ({"block_size": 0}, "blocks of 0 bytes"),
     ],

@@ -83,7 +83,7 @@ BAD: dict[str, tuple[Callable[[Made], object], str]] = {
     "another build's boot image": (
         lambda made: put(made, "boot_a", fit(made, KEY, ROOT_HASH="00" * 32)), "names another root hash"
     ),
-    "another system": (lambda made: made.flip("disk.img", top_of_tree(made)), "system_b is another system"),
+    "another system": (lambda made: made.flip("disk.img", top_of_tree(made)), "system_b is not the system"),
     "a record that was changed": (
         lambda made: record(made, lambda value: value["sign"].update(name="x")), "release.json: the signature"
     ),
