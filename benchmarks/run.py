@@ -15,6 +15,7 @@ from pathlib import Path
 SCRIPTS = (
     "command.py",
     "fs_build.py",
+    "reader.py",
     "noise.py",
     "stable_layout.py",
     "update.py",
