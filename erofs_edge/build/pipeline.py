@@ -175,7 +175,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         names.append(RELEASE_SIGNATURE)
         hand_over(work, options.out, names)
     remember(options.out, inputs_digest, names)
-    notes = [*notes, *made.notes, *layout_notes(inputs, system.erofs, system.tree)]
+    notes = [*notes, *system.report.notes, *layout_notes(inputs, system.erofs, system.tree)]
     return BuildResult(options.out, record, fresh=True, notes=notes)
 
 

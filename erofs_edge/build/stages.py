@@ -134,26 +134,6 @@ class Made:
     boot: BootOutputs | UefiOutputs
     layout: DiskLayout
 
-    @property
-    def notes(self) -> list[str]:
-        """Notes for the user: package scripts of unknown effect, globs that match nothing, accounts whose numbers
-        may change."""
-        report = self.system.report
-        notes = [
-            f"{note.package}: {note.script} has not been reviewed, so its effects are missing"
-            for note in report.unknown
-        ]
-        notes += [
-            f"{note.package}: {note.script} has changed since it was reviewed; its known effects were applied"
-            for note in report.changed
-        ]
-        notes += [f"{one} matches nothing in this system" for one in report.unmatched]
-        return notes + [
-            f"{account}: a maintainer script made it, and its id may change in a later image; to pin it, name it under"
-            " `users:` or `groups:` and run erofs-edge lock"
-            for account in report.unpinned
-        ]
-
 
 def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
     """Every package that the locks name, fetched unless cached, with all hashes checked."""

@@ -42,7 +42,7 @@ class Report:
     unknown   scripts that nobody has reviewed: only their units and alternatives took effect
     changed   scripts known by name whose text is new: the effects recorded for the earlier text were applied
     enabled   units that the packages enable
-    at_boot   tmpfiles.d lines about the read-only part that can only be applied by the running system
+    at_boot   tmpfiles.d lines about the read-only part that only a running system could apply
     unpinned  accounts made by scripts and pinned by no lock, as 'user x': their numbers may change with the packages
     unmatched globs of the manifest's `exclude`, `keep`, `executable` and `templates`, and paths of `size_budget`, that
               match nothing, with their positions
@@ -54,6 +54,27 @@ class Report:
     at_boot: list[str] = field(default_factory=list)
     unpinned: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """The same for the user, in sentences; what the packages enable is left out."""
+        notes = [
+            f"{one.package}: {one.script} has not been reviewed, so its effects are missing" for one in self.unknown
+        ]
+        notes += [
+            f"{one.package}: {one.script} has changed since it was reviewed; its known effects were applied"
+            for one in self.changed
+        ]
+        notes += [f"{one} matches nothing in this system" for one in self.unmatched]
+        notes += [
+            f"{line} is not applied: a build cannot, and the running system can write only what `writable_etc` names"
+            for line in self.at_boot
+        ]
+        return notes + [
+            f"{account}: a maintainer script made it, and its id may change in a later image; to pin it, name it under"
+            " `users:` or `groups:` and run erofs-edge lock"
+            for account in self.unpinned
+        ]
 
 
 def assign_ids(

@@ -22,8 +22,10 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 
 AT_BOOT = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")
 DIRECTORIES = "dDvqQe"
-IGNORED = "xXrRhHaAtT"
-"""clean-up rules, removals (there is nothing to remove yet), attributes, ACLs, xattrs"""
+IGNORED = "xXrR"
+"""clean-up rules, and removals: there is nothing to remove yet"""
+ATTRIBUTES = "hHaAtT"
+"""file attributes, ACLs, xattrs"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,15 @@ def read_tmpfiles(tree: FileTree) -> Iterator[Entry]:
 
 
 def apply_tmpfiles(tree: FileTree, accounts: Accounts) -> list[str]:
-    """Apply lines about the read-only part; return those among them that are left to the running system."""
+    """Apply lines about the read-only part; return those that cannot be applied here, except for credentials, which
+    systemd's own lines offer to every system."""
     left = []
     entries = [e for e in read_tmpfiles(tree) if not _at_boot(e.path)]
     for entry in sorted(entries, key=lambda e: (e.kind in "zZm", e.path.count("/") if e.kind in DIRECTORIES else 99)):
-        if "^" in entry.flags or _has_specifier(entry):
+        if "^" in entry.flags or entry.kind in IGNORED:
+            continue
+        if entry.kind in ATTRIBUTES or _has_specifier(entry):
             left.append(f"{entry.where}: {entry.kind}{entry.flags} {entry.path}")
-        elif entry.kind in IGNORED:
-            if entry.kind in "hHaAtT":
-                left.append(f"{entry.where}: {entry.kind}{entry.flags} {entry.path}")
         else:
             _apply(tree, entry, accounts)
     return left

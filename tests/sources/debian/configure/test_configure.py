@@ -13,6 +13,7 @@ from erofs_edge.manifest.model import System, Units, User
 from erofs_edge.sources.debian.configure import (
     Ids,
     Report,
+    ScriptNote,
     assign_ids,
     complete_accounts,
     configure,
@@ -76,6 +77,20 @@ def test_a_text_in_the_table_is_not_named(monkeypatch: pytest.MonkeyPatch) -> No
     report = configure(tree, PACKAGES[:1], system, Ids({}, {"systemd-journal": 999}), epoch=0)
     assert report.unknown == report.changed == []
     assert tree.get("etc/profile") is None
+
+
+def test_notes_for_the_user() -> None:
+    script = ScriptNote("odd", "1.0", "postinst", "0" * 64)
+    report = Report([script], [script], ["a.service"], ["/x.conf:1: h /usr/x"], ["user daemon"], ["m.yaml:1:1: /none"])
+    starts = [
+        "odd: postinst has not been reviewed",
+        "odd: postinst has changed since it was reviewed",
+        "m.yaml:1:1: /none matches nothing",
+        "/x.conf:1: h /usr/x is not applied",
+        "user daemon: a maintainer script made it",
+    ]
+    assert [note[: len(start)] for note, start in zip(report.notes, starts, strict=True)] == starts
+    assert Report(enabled=["a.service"]).notes == []
 
 
 def test_the_host_of_a_read_only_root() -> None:

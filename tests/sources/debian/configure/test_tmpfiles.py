@@ -102,11 +102,10 @@ def test_globs_recursion_and_masked_modes() -> None:
 def test_lines_that_only_a_running_system_can_try_are_named() -> None:
     tree, left = applied(
         "f^ /etc/motd.d/x - - - - login.motd\nd /etc/%m\na+ /etc/x - - - - d:group:adm:r-x\n"
-        "r! /etc/passwd.lock\nx /etc/y\n"
+        "r! /etc/passwd.lock\nx /etc/y\nR /etc/%b\n"
     )
     assert tree.get("etc") is None
     assert sorted(left) == [
-        "/usr/lib/tmpfiles.d/x.conf:1: f^ /etc/motd.d/x",
         "/usr/lib/tmpfiles.d/x.conf:2: d /etc/%m",
         "/usr/lib/tmpfiles.d/x.conf:3: a+ /etc/x",
     ]
