@@ -8,7 +8,7 @@ The digests depend only on the inputs, so the same command, run again, finds its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,12 @@ class SignaturesMissingError(ErofsEdgeError):
 
 @dataclass(frozen=True, slots=True)
 class OfflineSigner:
-    """A key elsewhere. `missing` collects the digests, in hex, that had no signature."""
+    """A key elsewhere, whose signatures are put into the folder."""
 
     name: str
     public_key: AnyPublicKey
     folder: Path
     development: bool = False
-    missing: list[str] = field(default_factory=list)
 
     def sign_digest(self, digest: bytes) -> bytes:
         """Raises SignaturesMissingError, after leaving the digest in the folder, if the signature is missing."""
@@ -46,7 +45,6 @@ class OfflineSigner:
             pass
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / f"{digest.hex()}{DIGEST}", digest)
-        self.missing.append(digest.hex())
         raise SignaturesMissingError(
             f"a digest still has to be signed by '{self.name}' ({algorithm(self.public_key)})",
             where=str(self.folder / f"{digest.hex()}{DIGEST}"),
