@@ -35,17 +35,26 @@ _DISK = re.compile(r"([a-z]+)(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a console is. baud: the rate to switch to; disk: ('mmc', 1), None for the first."""
+    """Where a console is.
+
+    baud  the rate to switch to
+    disk  ('mmc', 1), None for the first
+    stop  the keys that stop the autoboot, b"" if any key does
+    """
 
     path: Path
     console: int
     baud: int
     disk: tuple[str, int] | None
     emulated: bool
+    stop: bytes = b""
 
 
 def parse_address(text: str) -> Address:
-    """serial:///dev/ttyUSB0[?baud=RATE&console=RATE&disk=KIND+NUMBER], serial+unix:///SOCKET. Raises UsageError."""
+    """serial:///dev/ttyUSB0[?baud=RATE&console=RATE&disk=KIND+NUMBER&stop=KEYS], serial+unix:///SOCKET.
+
+    Raises UsageError.
+    """
     hint = "serial:///dev/ttyUSB0?baud=921600&disk=mmc1"
     try:
         parts = urlsplit(text)
@@ -54,7 +63,8 @@ def parse_address(text: str) -> Address:
     asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     rates = [asked.get("console", str(CONSOLE)), asked.get("baud", asked.get("console", str(CONSOLE)))]
     disk = _DISK.fullmatch(asked["disk"]) if "disk" in asked else None
-    unknown = set(asked) - {"console", "baud", "disk"}
+    stop = asked.get("stop", "").encode("utf-8", "surrogateescape")
+    unknown = set(asked) - {"console", "baud", "disk", "stop"}
     if (
         parts.netloc
         or not parts.path.strip("/")
@@ -65,7 +75,7 @@ def parse_address(text: str) -> Address:
     if "disk" in asked and (not disk or disk[1] not in uboot.KINDS):
         raise UsageError(f"no disk '{asked['disk']}'", where=text, hint=f"one of {', '.join(uboot.KINDS)} and a number")
     where = (disk[1], int(disk[2])) if disk else None
-    return Address(Path(unquote(parts.path)), int(rates[0]), int(rates[1]), where, parts.scheme == "serial+unix")
+    return Address(Path(unquote(parts.path)), int(rates[0]), int(rates[1]), where, parts.scheme == "serial+unix", stop)
 
 
 def open_serial(text: str) -> SerialTarget:
@@ -86,13 +96,13 @@ class SerialTarget(PlainTarget):
     def __init__(self, port: Port, address: Address, latency: float) -> None:
         self._port = Counted(port)
         self._console = Console(address.console, latency, LISTEN if address.emulated else 0.0)
-        self._run(self._console.open())
+        self._run(self._console.open(other=address.baud if address.baud != address.console else 0, stop=address.stop))
         board = self._run(uboot.learn(self._console))
         found = self._find(board, address)
         self._disk = uboot.Disk(self._console, board, found)
         self._slow = address.console
         self._given: dict[bytes, int] = {}  # sha256 of each window written to the disk → where: slots are alike
-        if address.baud != address.console:
+        if address.baud != self._console.baud:
             self._run(uboot.set_baud(self._console, address.baud))
         self._identity = Identity(
             port.name, "serial", found.size, model=f"{board.board} {found.name}".strip(), serial=board.serial,
@@ -200,4 +210,4 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
-        raise OSError(errno.EIO, error.message) from error
+        raise OSError(errno.EIO, f"{error.message} ({error.hint})" if error.hint else error.message) from error

@@ -21,6 +21,10 @@ Program = Generator[float | None, int | None, None]
 """a device: it yields how long it waits for a byte (None: forever) and is sent that byte, or None"""
 
 
+class ResetError(Exception):
+    """Raised by a device's program: it is reset, and its program starts again."""
+
+
 class Device(Protocol):
     """What is at the other end of a line."""
 
@@ -65,7 +69,15 @@ class SerialLine:
         self._down_free = self._up_free = 0.0
         self._clock = 0.0  # the device's time
         self._was_busy = False
-        self._program = device.boot(self)
+        self._start()
+
+    def reset(self) -> None:
+        """Reset the device, which loses what was on the way to it."""
+        self._down.clear()
+        self._start()
+
+    def _start(self) -> None:
+        self._program = self._device.boot(self)
         self._wait = next(self._program)
 
     # the host's side
@@ -151,6 +163,8 @@ class SerialLine:
     def _resume(self, byte: int | None) -> None:
         try:
             self._wait = self._program.send(byte)
+        except ResetError:
+            self.reset()
         except StopIteration:
             self._wait = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -37,8 +38,11 @@ class UBoot:
     lost      commands that this build lacks
     bauds     rates that `setenv baudrate` accepts
     deaf      rates that it switches to but then receives nothing at
-    on_write  called with (offset, data) before each write to the disk; what it returns is written. It may raise Reset
+    on_write  called with (offset, data) before each write to the disk; what it returns is written. It may raise
+              ResetError
     log       command lines, as run
+    stop      the keys that stop the autoboot; b"" if any key does
+    system    what is printed by the system that starts otherwise, and has the console from then on; b"" if none does
     """
 
     disk: bytearray
@@ -56,19 +60,38 @@ class UBoot:
     received: int = 0  # number of accepted blocks
     refused: int = 0  # number of blocks requested again
     code: int = 0
+    stop: bytes = b""
+    system: bytes = b""
+    _set: dict[str, str] = field(default_factory=dict)  # variables set by commands; a reset forgets them
+    _rate: int = 0  # at power-on
 
     def boot(self, line: Line) -> Program:
-        """From power-on: the countdown, then the prompt."""
+        """From power-on, or a reset: the countdown, then the prompt."""
         self._line = line
-        line.emit(b"\r\nU-Boot 2025.01-sim\r\n\r\nDRAM:  256 MiB\r\n\x1b[?25hHit any key to stop autoboot:  2 ")
-        if (yield 2.0) is None:
-            line.emit(b"\b\b\b 0 \r\nnothing to boot\r\n")
+        self._rate = self.baud = self._rate or self.baud
+        self._set, self.code = {}, 0
+        self.memory[:] = b"\xee" * len(self.memory)
+        line.emit(b"\r\nU-Boot 2025.01-sim\r\n\r\nDRAM:  256 MiB\r\n\x1b[?25h")
+        line.emit(b"Autoboot in 2 seconds\r\n" if self.stop else b"Hit any key to stop autoboot:  2 ")
+        if not (yield from self._stopped()):
+            line.emit(b"\b\b\b 0 \r\n" + (self.system or b"nothing to boot\r\n"))
+            while self.system:
+                yield None
         while True:
             line.emit(b"\r\n" + self.prompt)
             text = yield from self._readline()
             if text:
                 self.log.append(text)
                 yield from self._execute(text)
+
+    def _stopped(self) -> Generator[float | None, int | None, bool]:
+        """Whether the right keys come, each within two seconds of the one before."""
+        heard = b""
+        while (byte := (yield 2.0)) is not None:
+            heard += bytes([byte])
+            if heard.endswith(self.stop):
+                return True
+        return False
 
     def _readline(self) -> Generator[float | None, int | None, str]:
         text = bytearray()
@@ -90,7 +113,7 @@ class UBoot:
         self._line.emit(b"\r\n")
         for part in text.split(";"):
             for step in part.split("&&"):
-                words = step.replace("$?", str(self.code)).split()
+                words = self._expanded(step).split()
                 if not words:
                     continue
                 action = getattr(self, f"_do_{words[0].replace('.', '_')}", None)
@@ -102,6 +125,10 @@ class UBoot:
                     self.code = (yield from code) if isinstance(code, Generator) else code
                 if self.code and "&&" in part:
                     break
+
+    def _expanded(self, text: str) -> str:
+        known = {"?": str(self.code), **self._set}
+        return re.sub(r"\$(\?|\w+)", lambda found: known.get(found[1], ""), text)
 
     def _say(self, text: str) -> None:
         self._line.emit(text.replace("\n", "\r\n").encode("latin-1") + b"\r\n")
@@ -128,7 +155,7 @@ class UBoot:
 
     def _do_printenv(self, *names: str) -> int:
         values = {"serial#": "0815", "loadaddr": "0x40200000", "stdin": "serial,usbkbd", "stdout": "serial,vidconsole"}
-        values |= self.variables
+        values |= self.variables | self._set
         missing = [name for name in names if name not in values]
         self._say("\n".join(f"{name}={values[name]}" for name in names or values if name in values))
         self._say("\n".join(f'## Error: "{name}" not defined' for name in missing))
@@ -208,20 +235,24 @@ class UBoot:
         return 0
 
     def _do_unzip(self, source: str, target: str, _limit: str) -> int:
-        return self._unpack(target, zlib.decompressobj(31).decompress(self.memory[self._at(source, 8 << 20)]))
+        return self._unpack(target, zlib.decompressobj(31).decompress, source)
 
     def _do_lzmadec(self, source: str, target: str, _limit: str) -> int:
-        return self._unpack(
-            target, lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(self.memory[self._at(source, 8 << 20)])
-        )
+        return self._unpack(target, lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress, source)
 
-    def _unpack(self, target: str, data: bytes) -> int:
+    def _unpack(self, target: str, decompress: Callable[[bytes], bytes], source: str) -> int:
+        try:
+            data = decompress(bytes(self.memory[self._at(source, 8 << 20)]))
+        except (zlib.error, lzma.LZMAError):
+            self._say("Error: cannot unpack")
+            return 1
         self._line.busy(len(data) / MEMORY_RATE)
         self.memory[self._at(target, len(data))] = data
         self._say(f"Uncompressed size: {len(data)} = {len(data):#X}")
         return 0
 
     def _do_setenv(self, name: str, value: str = "") -> int | Generator[float | None, int | None, int]:
+        self._set[name] = value
         return self._switch(int(value)) if name == "baudrate" else 0
 
     def _switch(self, baud: int) -> Generator[float | None, int | None, int]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from erofs_edge.errors import DeviceError, DeviceRefusedError
+from erofs_edge.errors import DeviceError, DeviceRefusedError, UsageError
+from erofs_edge.transport.serial import port as port_module
 from erofs_edge.transport.serial.line import Io
 from erofs_edge.transport.serial.port import Counted, SerialPort, SocketPort, drive
 
@@ -71,6 +72,45 @@ def test_two_programs_do_not_share_a_port(terminal: tuple[int, str]) -> None:
     assert not is_exclusive(path)
     SerialPort(path, 115200).close()
     os.close(master)
+
+
+def test_a_program_that_had_the_port_before_is_refused(
+    terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for no lock, and would take some of what arrives. A pseudo terminal may be held open by its maker."""
+    master, path = terminal
+    monkeypatch.setattr(port_module, "user_of", lambda _path: "process 7 (screen)")
+    SerialPort(path, 115200).close()
+    monkeypatch.setattr(port_module, "TERMINALS", ())
+    with pytest.raises(DeviceRefusedError, match="another program is using it: process 7"):
+        SerialPort(path, 115200)
+    assert not is_exclusive(path)
+    os.close(master)
+
+
+def test_rates_that_no_port_has(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    with pytest.raises(UsageError, match="does not support 99999999999 baud"):
+        SerialPort(path, 99_999_999_999)
+    port = SerialPort(path, 115200)
+    with pytest.raises(DeviceError, match="does not support 99999999999 baud") as caught:
+        port.set_baud(99_999_999_999)
+    assert caught.value.hint == "leave baud= out, or take a lower rate"
+    port.close()
+    os.close(master)
+
+
+def test_a_port_that_is_gone_is_one_error(terminal: tuple[int, str]) -> None:
+    """pyserial passes on some errors of the terminal as they are."""
+    master, path = terminal
+    port = SerialPort(path, 115200)
+    os.close(master)
+    for call in (lambda: port.read(0.1), lambda: port.write(b"x"), lambda: port.set_baud(9600)):
+        with pytest.raises(DeviceError) as caught:
+            call()
+        assert caught.value.where == path and "run the same command again" in (caught.value.hint or "")
+        assert "multiple access" not in caught.value.message
+    port.close()
 
 
 def test_what_is_no_port_is_told(tmp_path: Path) -> None:

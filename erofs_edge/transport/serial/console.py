@@ -25,8 +25,11 @@ STOP_EVERY = 0.2  # seconds between the keys that stop the autoboot
 LONG_SILENCE = 2.4
 """seconds after which a file receiver that has given up has stopped discarding input"""
 PROMPT_MAX = 40  # characters
+BEFORE_ELSEWHERE = 8  # silences at one rate before another is tried
 WAIT = 10.0  # seconds for a command
+LOSES = "check the cable, and whether the board was reset; a lower baud rate may help"
 
+_PROMPT = re.compile(rb"[>#\$] *$")
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-Z\\^-~])")
 
 
@@ -57,30 +60,57 @@ class Console:
         self._mark = 0
         self._early = b""  # what came with the start of a command
 
-    def open(self, patience: float = 60.0) -> Exchange[None]:
+    def open(self, patience: float = 60.0, *, other: int = 0, stop: bytes = b"") -> Exchange[None]:
         """Stop the autoboot, or find an existing prompt, and learn what it looks like.
+
+        other  a rate that an interrupted session may have left the board at
+        stop   the keys that stop the autoboot, if not any key does
 
         Raises DeviceError if nothing like a prompt appears within `patience` seconds, including output and silence.
         """
         said = (yield Io(b"", self.listen)) if self.listen else b""
-        spent, key, turn = 0.0, CTRL_C + b" ", 0
+        # other keys before them would spoil a password (U-Boot's common/autoboot.c, CONFIG_AUTOBOOT_ENCRYPTION)
+        usual = stop or CTRL_C + b" "
+        spent, key, turn, silences = 0.0, usual, 0, 0
         while spent < patience:
             turn += 1
             wait = STOP_EVERY if turn % 8 else LONG_SILENCE
+            if key and stop and turn % 8 == 0:
+                key = CTRL_C * 3
             more = yield Io(key, wait)
             said = (said + more)[-4096:]
             spent += len(more) * BITS_PER_BYTE / self.baud if more else wait
             # one key per silence, so that one falls into the countdown
-            key = b"" if more and b"autoboot" not in more else CTRL_C + b" "
-            if not more and re.search(rb"[>#\$] *$", _clean(said)):
+            key = b"" if more and b"autoboot" not in more else usual
+            if not more and _PROMPT.search(_clean(said)):
                 found = yield from self._learn()
                 if found:
                     self.prompt = found
                     return
+            silences += not more
+            if other and not more and silences == BEFORE_ELSEWHERE and (yield from self._elsewhere(other)):
+                return
+        if other and (yield from self._elsewhere(other)):
+            return
         raise DeviceError(
             f"no U-Boot prompt after {patience:g} s; the line said {_tail(said) or 'nothing'}",
-            hint="reset the board; check the baud rate, and that U-Boot lets its autoboot be stopped (bootdelay)",
+            hint="reset the board; check the baud rate, and that the autoboot can be stopped (stop=KEYS in the address "
+            "if not any key does it)",
         )
+
+    def _elsewhere(self, baud: int) -> Exchange[bool]:
+        """Look for a prompt at another rate. If there is none, the old rate is set again."""
+        before, self.baud = self.baud, baud
+        heard = yield Io(CTRL_C * 3, LONG_SILENCE, baud)
+        for _ in range(4 if heard else 0):  # a receiver of files may have to give up first
+            heard += yield from self.quiet()
+            if _PROMPT.search(_clean(heard)) and (found := (yield from self._learn())):
+                self.prompt = found
+                return True
+            heard = yield Io(CTRL_C * 3, LONG_SILENCE)  # it listens to these right after it has said something
+        self.baud = before
+        yield Io(baud=before)
+        return False
 
     def _learn(self) -> Exchange[bytes]:
         """The prompt, if an empty line shows the same one twice; b"" otherwise."""
@@ -116,7 +146,7 @@ class Console:
             except LostError as error:
                 lost = error
             yield from self.interrupt(attempt)
-        raise DeviceError(f"the console did not run '{_short(command)}': {lost}")
+        raise DeviceError(f"the console did not run '{_short(command)}': {lost}", hint=LOSES)
 
     def agreed(self, command: str) -> Exchange[str]:
         """The output of a command, once it came the same twice: noise does not repeat itself."""
@@ -125,9 +155,7 @@ class Console:
             said.append((yield from self.run(command)).output)
             if said[-1] in said[:-1]:
                 return said[-1]
-        raise DeviceError(
-            f"'{_short(command)}' gives another answer each time", hint="the line loses characters: check the cable"
-        )
+        raise DeviceError(f"'{_short(command)}' gives another answer each time", hint=LOSES)
 
     def start(self, command: str, *, mark: bool = False) -> Exchange[bytes]:
         """Type a command, compare its echo, start it. `mark`: the marker that is printed with its exit code (see
@@ -151,7 +179,7 @@ class Console:
                 break
             heard += more
         if _clean(heard) != raw:
-            raise LostError(f"it reads {_tail(_clean(heard))}")
+            raise LostError(f"it reads {_tail(_clean(heard)) or 'nothing'}")
         self._early = yield Io(ENTER, 0.0)
         return self._early
 
@@ -164,6 +192,8 @@ class Console:
                 raise ProtocolError("the console does not stop talking", hint="is this U-Boot's console?")
             if b"=$?=" in text.partition(b"\n")[2]:
                 raise ProtocolError("the console does not know '$?'", hint="a U-Boot with the hush shell is needed")
+            if b"Unknown command 'echo'" in text:
+                raise ProtocolError("the console has no `echo`", hint="build U-Boot with CONFIG_CMD_ECHO")
             more = yield Io(b"", wait + self.latency)
             if not more:
                 raise LostError(f"no answer for {wait:g} s after {_tail(heard) or 'its start'}")

@@ -10,11 +10,12 @@ import os
 import selectors
 import socket
 import termios
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from erofs_edge.errors import DeviceError
+from erofs_edge.errors import DeviceError, DeviceRefusedError, UsageError, VerificationError
 from erofs_edge.transport.claim import taken, user_of
 from erofs_edge.transport.serial.line import Exchange, T
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 SEND_TIMEOUT = 60.0  # seconds after which a port that accepts no data is given up
 PIECE = 64 << 10
+PLUG_IN = "plug the adapter in again, and run the same command again"
+RESTART = "start the emulator again, and run the same command again"
+TERMINALS = range(136, 144)
+"""major numbers of pseudo terminals, whose other end may hold this one open"""
 _NEXT = {
     errno.ENOENT: "plug the adapter in; ls /dev/serial/by-id lists those that are there",
     errno.EACCES: "add yourself to the group that owns it (dialout) and log in again",
@@ -58,8 +63,9 @@ def drive(exchange: Exchange[T], port: Port) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
-    except DeviceError as error:
-        error.where = error.where or port.name
+    except (DeviceError, DeviceRefusedError, VerificationError) as error:
+        if not (error.where or "").startswith(port.name):
+            error.where = f"{port.name}: {error.where}" if error.where else port.name
         raise
 
 
@@ -99,40 +105,60 @@ class SerialPort:
             self._port: serial.Serial = serial.Serial(
                 path, baud, timeout=0, write_timeout=SEND_TIMEOUT, exclusive=True, rtscts=False, xonxoff=False
             )
+        except (ValueError, OverflowError) as error:
+            raise UsageError(
+                f"the port does not support {baud} baud", where=path, hint="console=115200 is usual"
+            ) from error
         except serial.SerialException as error:
             if "exclusively lock" in str(error) or error.errno == errno.EBUSY:
                 raise taken(path, user_of(Path(path))) from error
             said = os.strerror(error.errno) if error.errno else str(error)
             raise DeviceError(f"cannot open the port: {said}", where=path, hint=_NEXT.get(error.errno or 0)) from error
         self._exclusive(termios.TIOCEXCL)
+        if other := self._other_user():
+            self.close()
+            raise taken(path, other)
 
     def write(self, data: bytes) -> None:
-        import serial
-
-        try:
+        with self._told("cannot write to the port"):
             self._port.write(data)
-        except serial.SerialException as error:
-            raise DeviceError(f"cannot write to the port: {error}", where=self.name) from error
 
     def read(self, wait: float) -> bytes:
-        import serial
-
-        try:
+        with self._told("the port is gone"):
             self._port.timeout = wait
             data: bytes = self._port.read(1) if wait else b""
             self._port.timeout = 0
             return data + self._port.read(PIECE)
-        except serial.SerialException as error:
-            raise DeviceError(f"the port is gone: {error}", where=self.name) from error
 
     def set_baud(self, baud: int) -> None:
+        with self._told("the port is gone"):
+            self._port.flush()
+            try:
+                self._port.baudrate = baud
+            except (ValueError, OverflowError) as error:
+                raise DeviceError(
+                    f"the port does not support {baud} baud",
+                    where=self.name,
+                    hint="leave baud= out, or take a lower rate",
+                ) from error
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
         import serial
 
         try:
-            self._port.flush()
-            self._port.baudrate = baud
-        except (serial.SerialException, ValueError) as error:
-            raise DeviceError(f"the port does not support {baud} baud: {error}", where=self.name) from error
+            yield
+        except (serial.SerialException, termios.error, OSError) as error:  # pyserial does not translate all of them
+            raise DeviceError(f"{what}: {_reason(error)}", where=self.name, hint=PLUG_IN) from error
+
+    def _other_user(self) -> str:
+        """A program that had the port open before and asks for no lock: it would take some of what arrives."""
+        try:
+            if os.major(os.fstat(self._port.fileno()).st_rdev) in TERMINALS:
+                return ""
+        except OSError:
+            return ""
+        return user_of(Path(self.name))
 
     def close(self) -> None:
         self._exclusive(termios.TIOCNXCL)  # otherwise it stays in effect as long as any program has the device open
@@ -141,6 +167,15 @@ class SerialPort:
     def _exclusive(self, how: int) -> None:
         with suppress(OSError):  # not a terminal on Linux, or gone
             fcntl.ioctl(self._port.fileno(), how)
+
+
+def _reason(error: Exception) -> str:
+    """What the kernel says, without pyserial's guesses around it."""
+    for cause in (error, error.__context__):
+        number = cause.args[0] if cause is not None and cause.args else None
+        if isinstance(number, int):
+            return os.strerror(number)
+    return "nothing can be read" if "no data" in str(error) else str(error)
 
 
 class SocketPort:
@@ -153,7 +188,9 @@ class SocketPort:
             self._socket.connect(self.name)
         except OSError as error:
             self._socket.close()
-            raise DeviceError(f"cannot connect: {error.strerror}", where=self.name) from error
+            raise DeviceError(
+                f"cannot connect: {error.strerror}", where=self.name, hint="is the emulator running?"
+            ) from error
         self._socket.settimeout(SEND_TIMEOUT)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
@@ -162,7 +199,7 @@ class SocketPort:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise DeviceError(f"the line is gone: {error.strerror or error}", where=self.name) from error
+            raise DeviceError(f"the line is gone: {error.strerror or error}", where=self.name, hint=RESTART) from error
 
     def read(self, wait: float) -> bytes:
         if not self._selector.select(wait):
@@ -170,9 +207,9 @@ class SocketPort:
         try:
             data = self._socket.recv(PIECE)
         except OSError as error:
-            raise DeviceError(f"the line is gone: {error.strerror or error}", where=self.name) from error
+            raise DeviceError(f"the line is gone: {error.strerror or error}", where=self.name, hint=RESTART) from error
         if not data:
-            raise DeviceError("the other end closed the line", where=self.name)
+            raise DeviceError("the other end closed the line", where=self.name, hint=RESTART)
         return data
 
     def set_baud(self, baud: int) -> None:

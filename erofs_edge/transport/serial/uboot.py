@@ -27,6 +27,9 @@ WINDOW_MIN, WINDOW_MAX = 64 << 10, 4 << 20  # bytes
 SLOWEST_DISK = 256 << 10
 """bytes per second, for deadlines; an emulator, whose latency is larger, gets proportionally more time"""
 USUAL_LATENCY = 0.25  # seconds, for a port of this machine
+MARK = "edge_io"
+"""variable with the name of the disk's command. It is set for the session, and a board that was reset has none: then
+`$edge_io write` is no command, and nothing that the memory happens to hold is written to the disk"""
 BEYOND = 0xFFFFFF00
 """a sector beyond the end of any card, at 2 TB"""
 TRANSFERS = 6  # attempts to transfer one window
@@ -92,6 +95,11 @@ class Device:
 def learn(console: Console) -> Exchange[Device]:
     """Find out what an opened console offers. Raises DeviceRefusedError if a required command is missing."""
     commands = yield from _commands(console)
+    if not commands:
+        raise DeviceRefusedError(
+            "this is not U-Boot's prompt: `help` lists none of its commands",
+            hint="if another system has started, reset the board",
+        )
     if missing := [name for name in NEEDED if name not in commands]:
         raise DeviceRefusedError(
             f"this U-Boot has no {' and no '.join(missing)}",
@@ -195,6 +203,7 @@ class Disk:
         self._packed = self._data + self.room
         self._back = self._packed + self.room
         self._zeros = 0  # bytes at _packed that are known to be zeros
+        self._marked = False
 
     def checksums(self, ranges: list[tuple[int, int]]) -> Exchange[list[int]]:
         """CRC-32 of each (offset, length) of the disk, at most `room` bytes each."""
@@ -218,7 +227,7 @@ class Disk:
                 line_max = 0  # noise corrupts a long line every time, a short one now and then
                 continue
             if not result.ok:
-                raise DeviceError(f"cannot read the disk: {_reason(result.output)}", where=self.storage.name)
+                raise (yield from self._why("cannot read the disk", result.output))
             found = [int(value, 16) for _, _, value in _CRC.findall(result.output)]
             if len(found) == taken:
                 sums, lost = sums + found, 0
@@ -278,6 +287,7 @@ class Disk:
             span = min(length, self.room)
             check = zlib.crc32(bytes(span))
             if (yield from self.checksums([(offset, span)])) != [check]:
+                yield from self._mark()
                 if self._zeros < span:
                     yield from self._must(f"mw.b {self._packed:x} 0 {span:x}", self._deadline(span))
                     self._zeros = span
@@ -294,6 +304,7 @@ class Disk:
 
     def _loaded(self, source: int, length: int) -> Exchange[int]:
         """Load a range of the disk to memory at `_data`; return its checksum there."""
+        yield from self._mark()
         load = self._move("read", self._data, source, length)
         line = f"{self.storage.select} && {load} && crc32 {self._data:x} {length:x}"
         for _ in range(ANSWERS):
@@ -307,8 +318,9 @@ class Disk:
 
     def _store(self, source: int, offset: int, length: int, check: int) -> Exchange[None]:
         """Write from memory to the disk and read it back as proof."""
+        write = self._move("write", source, offset, length).replace(self.storage.kind, f"${MARK}", 1)
         line = (
-            f"{self.storage.select} && {self._move('write', source, offset, length)}"
+            f"{self.storage.select} && {write}"
             f" && {self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
         )
         for _ in range(3):
@@ -322,6 +334,7 @@ class Disk:
 
     def _bring(self, data: bytes, check: int) -> Exchange[None]:
         """Transfer data to memory at `_data`, in as few bytes as the device can unpack."""
+        yield from self._mark()
         packed = pack(data, self.device.commands, self.console.baud)
         target = self._packed if packed.command else self._data
         if packed.command:
@@ -330,7 +343,8 @@ class Disk:
         yield from self._receive(packed.data, target, expect)
         if packed.command:
             line = f"{packed.line(target, self._data, len(data))} && crc32 {self._data:x} {len(data):x}"
-            found = _CRC.search((yield from self._must(line, self._deadline(8 * len(data)))))
+            said = yield from self.console.run(line, wait=self._deadline(8 * len(data)))
+            found = _CRC.search(said.output) if said.ok else None
             if not found or int(found[3], 16) != check:
                 yield from self._receive(data, self._data, check)
 
@@ -378,8 +392,23 @@ class Disk:
     def _must(self, line: str, wait: float) -> Exchange[str]:
         result = yield from self.console.run(line, wait=wait)
         if not result.ok:
-            raise DeviceError(f"the device fails: {_reason(result.output)}", where=self.storage.name)
+            raise (yield from self._why("the device fails", result.output))
         return result.output
+
+    def _mark(self) -> Exchange[None]:
+        """Set the variable that a reset takes away; once, since the memory is filled only after that."""
+        if not self._marked:
+            result = yield from self.console.run(f"setenv {MARK} {self.storage.kind}")
+            if not result.ok:
+                raise (yield from self._why("the device fails", result.output))
+            self._marked = True
+
+    def _why(self, what: str, output: str) -> Exchange[DeviceError]:
+        """The error for a failed command. A board that was reset has lost what was in its memory, and the disks that it
+        had found."""
+        if self._marked and not (yield from self.console.run(f"printenv {MARK}")).ok:
+            return DeviceError("the board was reset meanwhile", where=self.storage.name)
+        return DeviceError(f"{what}: {_reason(output)}", where=self.storage.name)
 
 
 def set_baud(console: Console, baud: int) -> Exchange[bool]:
@@ -388,6 +417,8 @@ def set_baud(console: Console, baud: int) -> Exchange[bool]:
     Raises DeviceError if the two ends lose each other.
     """
     before = console.baud
+    yield Io(baud=baud)  # what the port cannot do is not asked of the board
+    yield Io(baud=before)
     heard = yield from _ask_baud(console, baud)
     if b"Switch baudrate" not in heard:
         return False
