@@ -162,7 +162,8 @@ def fall_back(
         verdict = run(command, watch, console, timeout=observer.timeout, seen=note, log=observer.log)
     if not verdict.ok:
         what = f"'{scenario}' did not end as expected" if scenario else f"no other slot took over from slot {failing}"
-        raise failure(what, verdict, console, observer.log)
+        other_build = watch.final is not None and watch.final.other_build
+        raise failure(what, verdict, console, observer.log, other_build=other_build)
     return FallbackRecord(
         board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text,
         passed[-1].seconds, watch.final.report if watch.final else None, scenario, damage, passed,
@@ -178,5 +179,7 @@ def _prepare(disk: Path, board: Board, fault: Fault | None, folder: Path) -> tup
         rest = slots.mark(state, first, "bad")
         second, _ = slots.choose(rest)
         if second == first or not rest.left[second]:
-            raise UsageError("there is no other slot to fall back to", where=str(disk), hint="erofs-edge slots show")
+            raise UsageError(
+                "there is no other slot to fall back to", where=str(disk), hint=f"erofs-edge slots show {disk}"
+            )
         return first.lower(), second.lower(), damage

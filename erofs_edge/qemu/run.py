@@ -76,15 +76,18 @@ def run(
     return watch.end(f"the machine ended{': ' + said if said else ''}")
 
 
-def failure(what: str, verdict: Verdict, console: Console, log: Path | None) -> BootCheckError:
+def failure(
+    what: str, verdict: Verdict, console: Console, log: Path | None, *, other_build: bool = False
+) -> BootCheckError:
     """The error about a run that did not end as expected: `what`, why, and the last lines of the console, all of which
-    is in `log`."""
+    is in `log`. `other_build`: the machine runs another build than the one it was compared with."""
     lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
     longer = "--timeout SECONDS gives it longer, " if verdict.late else ""
-    return BootCheckError(
-        f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}",
-        hint=longer + (f"the whole console is in {log}" if log else "--log FILE saves the whole console"),
-    )
+    if other_build:
+        hint = "the disk holds another build: give the folder of that one with -o FOLDER"
+    else:
+        hint = longer + (f"the whole console is in {log}" if log else "--log FILE saves the whole console")
+    return BootCheckError(f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}", hint=hint)
 
 
 def _follow(

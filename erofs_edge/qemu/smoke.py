@@ -120,8 +120,9 @@ def smoke(
         console = Console(tuple(watch.lines))
         verdict, passed = observer.follow(command, watch, console)
     if not verdict.ok:
-        what = f"'{tamper}' did not end as expected" if tamper else f"slot {expected.slot} did not boot"
-        raise failure(f"{what}: stage '{watch.titles[verdict.stage]}'", verdict, console, observer.log)
+        what = f"'{tamper}' did not end as expected" if tamper else f"slot {expected.slot} did not boot as expected"
+        what += f": stage '{watch.titles[verdict.stage]}'"
+        raise failure(what, verdict, console, observer.log, other_build=watch.other_build and tamper is None)
     record = SmokeRecord(
         board.board, expected.slot, expected.root_hash, emulator.version_text, _seconds(passed), passed, watch.report
     )

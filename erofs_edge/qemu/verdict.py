@@ -89,12 +89,17 @@ class Watch:
         if match.name == "slot" and match.fields["slot"] != self.expected.slot and self.stop is None:
             return Verdict(False, "slot", f"U-Boot chose slot {match.fields['slot']}, not {self.expected.slot}")
         if match.kind == "report":
+            self.report = match.fields
             wrong = self.expected.differences(match.fields)
             if wrong and self.stop is None:
                 return Verdict(False, "report", "; ".join(wrong))
-            self.report = match.fields
         self.reached.setdefault(match.name, event.at)
         return self._passed(match.name)
+
+    @property
+    def other_build(self) -> bool:
+        """Whether the guest runs another build than expected."""
+        return self.report is not None and self.report.get("roothash") not in (None, self.expected.root_hash)
 
     def end(self, reason: str) -> Verdict:
         """The verdict when nothing more will come: the machine ended, or the time limit was reached."""

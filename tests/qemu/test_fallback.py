@@ -116,6 +116,17 @@ def test_what_is_no_fallback(
     assert caught.value.hint == "--log FILE saves the whole console"
 
 
+def test_the_other_slot_may_hold_another_build(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded
+) -> None:
+    trial(built, board)
+    (root_hash,) = set(re.findall("roothash=([0-9a-f]{64})", recorded("good")))
+    fake_qemu.plan(failing(recorded) + recorded("good").replace(root_hash, "ab" * 32))
+    with pytest.raises(BootCheckError, match="roothash=abab") as caught:
+        fall_back(board, built)
+    assert "-o FOLDER" in (caught.value.hint or "")
+
+
 def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
     trial(built, board)
     fake_qemu.plan(failing(recorded), 60)
@@ -127,8 +138,9 @@ def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Re
 def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: Board, repository: Path) -> None:
     with Scratch(built / "disk.img", board, writable=True) as disk:
         disk.put_state(slots.mark(disk.state(), "b", "bad"))
-    with pytest.raises(UsageError, match="no other slot"):
+    with pytest.raises(UsageError, match="no other slot") as caught:
         fall_back(board, built)
+    assert caught.value.hint == f"erofs-edge slots show {built}/disk.img"
     with pytest.raises(UsageError, match="unknown scenario 'flood'"):
         fall_back(board, built, scenario="flood")
     board.disk.partitions["data"] = Partition(size="rest")

@@ -88,6 +88,19 @@ def test_slot_b_that_boots_a(fake_qemu: FakeQemu, built: Path, board: Board, rec
         smoke(board, built, slot="b")
 
 
+def test_a_disk_that_holds_another_build(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    """Not a failure of the board: -o names the wrong folder."""
+    other = recorded("good").replace(ROOT_HASH, "ab" * 32)
+    fake_qemu.plan(other)
+    with pytest.raises(BootCheckError, match="stage 'guest report': roothash=abab") as caught:
+        smoke(board, built)
+    assert caught.value.hint == "the disk holds another build: give the folder of that one with -o FOLDER"
+    fake_qemu.plan(recorded("good").replace("var=ext4:rw", "var=ext4:ro"))
+    with pytest.raises(BootCheckError, match="var=ext4:ro where var=ext4:rw") as caught:
+        smoke(board, built)
+    assert caught.value.hint == "--log FILE saves the whole console"
+
+
 def test_damage_that_is_stopped(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
     before = (built / "disk.img").read_bytes()
     fake_qemu.plan(recorded("tampered-system"))
@@ -135,7 +148,9 @@ def test_what_a_failure_says(fake_qemu: FakeQemu, built: Path, board: Board, rec
         smoke(board, built)
     message = str(failure.value)
     assert failure.value.exit_code == 9
-    assert message.startswith("slot a did not boot: stage 'dm-verity active': no partition is labelled 'system_a'\n")
+    assert message.startswith(
+        "slot a did not boot as expected: stage 'dm-verity active': no partition is labelled 'system_a'\n"
+    )
     assert "  | erofs-edge: FAILED verity" in message
     assert "  | Starting kernel ..." in message
     assert len(message) < 10_000
