@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from erofs_edge.erofs.cache import CompressionCache
-from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.info import ErofsInfo
+from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.write import write_image
 from erofs_edge.sources.directory import scan
 from erofs_edge.tree import BytesContent, FileTree, Inode

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,17 @@ def test_modules_form_no_cycle() -> None:
         # "from package import module" needs the module, not what the package's own file defines
         graph[name_of(path)] = {n for n in found if not any(o.startswith(n + ".") for o in found)} - {name_of(path)}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "tools"])
+def test_what_programs_beside_the_package_import_exists(folder: str) -> None:
+    """Nothing else runs all of them after a change of the package."""
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for name in imported(ast.parse(path.read_text())):
+            if name.startswith(f"{PACKAGE.name}."):
+                module, _, last = name.rpartition(".")
+                there = hasattr(importlib.import_module(module), last) or importlib.util.find_spec(name)
+                assert there, f"{path}: {name}"
 
 
 def test_formats_know_no_clock_no_chance_and_no_environment() -> None:
