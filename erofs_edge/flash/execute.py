@@ -20,7 +20,7 @@ from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.readback import Expected, check
-from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
+from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, everything
 from erofs_edge.flash.target import Ability, Target
 from erofs_edge.threads import Threads, ahead
 
@@ -49,19 +49,16 @@ def flash(
     step: Step,
     *,
     verify: bool = True,
-    resume: bool = False,
     found: dict[Region, Findings] | None = None,
     known: Mapping[Region, Reference] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[RegionResult]:
     """Make the target hold the image.
 
-    found   what was seen of the target before: correct data is kept, and if nothing differs nothing is written
+    found   what was seen of the target before: correct data is kept, and if nothing differs nothing is written. Without
+            it, everything except holes is written
     known   what another slot holds, so that a target that can unpack is sent deltas
-    resume  look at the target here
     clock   seconds; the timings decide only how much is sent packed to a target that can unpack
-
-    With neither `found` nor `resume`, everything except holes is written.
 
     Raises PartialWriteError (or CapacityError if the disk under a file is full) when a write fails, SourceError if the
     image cannot be read, VerificationError if what is read back is not what was written.
@@ -71,8 +68,6 @@ def flash(
         by_name = Ability.TABLE in target.abilities
         verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)
         job = _Job(image, target, pool, step, clock, remembers=verify and Ability.HASH not in target.abilities)
-        if resume and found is None:
-            found = compare(plan.regions, image, target, step)
         for region, findings in (found or {}).items():
             if findings.right:  # it was compared a moment ago: that is its proof
                 results[region].kept = results[region].verified = region.size

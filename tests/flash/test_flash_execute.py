@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError, SourceError, VerificationError
 from erofs_edge.flash import survey
 from erofs_edge.flash.execute import RegionResult, flash
+from erofs_edge.flash.image import Image
 from erofs_edge.flash.local import FileTarget
 from erofs_edge.flash.plan import plan_flash
-from erofs_edge.flash.survey import Progress
+from erofs_edge.flash.survey import Progress, compare
 
 MIB = 1 << 20
 
@@ -38,7 +39,11 @@ class Steps:
 
 
 def run(image: Path, target: FaultyTarget, *, verify: bool = True, resume: bool = False) -> list[RegionResult]:
-    return flash(plan_flash(image, target.identity), target, Steps(), verify=verify, resume=resume)
+    plan, steps, found = plan_flash(image, target.identity), Steps(), None
+    if resume:
+        with Image(image) as source:
+            found = compare(plan.regions, source, target, steps)
+    return flash(plan, target, steps, verify=verify, found=found)
 
 
 @pytest.mark.parametrize("size", [12, 20])

@@ -10,15 +10,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sweep import quiet
 
 from erofs_edge.errors import DeviceError, PartialWriteError, UsageError
 from erofs_edge.flash.execute import flash
+from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.serial import Address, SerialTarget, parse_address
+from erofs_edge.flash.survey import compare
 from erofs_edge.flash.target import Ability
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.machine import find_qemu, machine_arguments, qemu_of
@@ -54,7 +57,11 @@ def target(device: UBoot, baud: int = 115200) -> tuple[SerialTarget, Cable]:
 
 def put(image: Path, to: SerialTarget, *, resume: bool = False) -> int:
     """Flash like the command. Return the bytes written."""
-    results = flash(plan_flash(image, to.identity), to, lambda label: nullcontext(lambda a, b: None), resume=resume)
+    plan, found = plan_flash(image, to.identity), None
+    if resume:
+        with Image(image) as source:
+            found = compare(plan.regions, source, to, quiet)
+    results = flash(plan, to, quiet, found=found)
     return sum(result.written + result.zeroed for result in results)
 
 
