@@ -22,7 +22,7 @@ from erofs_edge.errors import DeviceError, ErofsEdgeError, ProtocolError
 from erofs_edge.serve.export import Export
 from erofs_edge.serve.writers import Writers, host_of
 from erofs_edge.transport.nbd import wire
-from erofs_edge.transport.nbd.server import Offer, Request, Session, Tls
+from erofs_edge.transport.nbd.server import Offer, Request, Session
 from erofs_edge.transport.nbd.wire import Command, CommandFlag
 
 CLIENTS_MAX = 1000
@@ -141,7 +141,7 @@ class Server:
     def _serve(self, client: socket.socket) -> None:
         peer, host = _peer(client), _host(client)
         offers = _Offers(self._exports, self.writers, host, self._say)
-        served = _Client(client, Session(offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self, host)
+        served = _Client(client, Session(offers, tls=self._tls is not None), self, host)
         try:
             served.run()
         except ProtocolError as error:

@@ -16,7 +16,7 @@ from nbd_pair import MemoryServer, converse, opened
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ErofsEdgeError, ProtocolError
 from erofs_edge.transport.nbd.client import Client
-from erofs_edge.transport.nbd.server import Offer, Session, Tls
+from erofs_edge.transport.nbd.server import Offer, Session
 
 SIZE = 65536
 GREETING = bytes.fromhex("4e42444d41474943 49484156454f5054 0003")
@@ -311,7 +311,7 @@ def test_tls_comes_before_everything() -> None:
 
 
 def test_a_server_with_tls_says_nothing_in_the_clear() -> None:
-    session = Session({"x": Offer(4096)}, tls=Tls.REQUIRED)
+    session = Session({"x": Offer(4096)}, tls=True)
     session.feed.feed(bytes.fromhex("00000003") + OPTION + struct.pack(">II", 3, 0))
     assert session.outbox[-1] == option_reply(3, 0x80000005)
     session.feed.feed(OPTION + struct.pack(">II", STRUCTURED, 0) + OPTION + struct.pack(">II", STARTTLS, 0))

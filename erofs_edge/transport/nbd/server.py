@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from struct import Struct
 
 from erofs_edge.errors import ProtocolError
@@ -59,14 +58,6 @@ class Offer:
         return flags | Transmission.SEND_FUA | Transmission.SEND_TRIM | Transmission.SEND_WRITE_ZEROES
 
 
-class Tls(Enum):
-    """Whether a connection can, or must, be encrypted."""
-
-    OFF = "off"
-    OFFERED = "offered"
-    REQUIRED = "required"
-
-
 @dataclass(slots=True)
 class Request:
     """A valid request: in range, and allowed. `data` is the data of a write."""
@@ -80,14 +71,14 @@ class Request:
 
 
 class Session:
-    """One connection. `offers` are all exports by name.
+    """One connection. `offers` are all exports by name; with `tls` they are offered over TLS only.
 
     `name` is the chosen export, None before that. `request` must be answered and set to None before anything more is
     received. `upgrade` is set when the connection must be switched to TLS, after the outbox has been sent; the owner
     clears it. When `feed` is done, the connection must be closed.
     """
 
-    def __init__(self, offers: Mapping[str, Offer], *, tls: Tls = Tls.OFF) -> None:
+    def __init__(self, offers: Mapping[str, Offer], *, tls: bool = False) -> None:
         self.outbox: list[bytes] = []
         self.upgrade = False
         self.name: str | None = None
@@ -162,7 +153,7 @@ class Session:
         if number == Option.ABORT:
             self._reply(number, OptionReply.ACK)
             return True
-        if self._tls is Tls.REQUIRED and not self._encrypted and number != Option.STARTTLS:
+        if self._tls and not self._encrypted and number != Option.STARTTLS:
             if number == Option.EXPORT_NAME:
                 return True
             self._reply(number, OptionReply.ERR_TLS_REQD)
@@ -210,7 +201,7 @@ class Session:
     def _start_tls(self, number: int, data: bytes) -> None:
         if data or self._encrypted:
             self._reply(number, OptionReply.ERR_INVALID)
-        elif self._tls is Tls.OFF:
+        elif not self._tls:
             self._reply(number, OptionReply.ERR_POLICY)
         else:
             self._reply(number, OptionReply.ACK)
