@@ -159,7 +159,10 @@ def test_modules_form_no_cycle() -> None:
 @pytest.mark.parametrize("folder", ["benchmarks", "docs", "tools"])
 def test_what_programs_beside_the_package_import_exists(folder: str) -> None:
     """Nothing else runs all of them after a change of the package."""
-    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+    files = [path for path in sorted((PACKAGE.parent / folder).rglob("*")) if path.is_file()]
+    programs = [path for path in files if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")]
+    assert programs
+    for path in programs:
         for name in imported(ast.parse(path.read_text())):
             if name.startswith(f"{PACKAGE.name}."):
                 module, _, last = name.rpartition(".")
