@@ -160,7 +160,9 @@ def test_modules_form_no_cycle() -> None:
 def test_what_programs_beside_the_package_import_exists(folder: str) -> None:
     """Nothing else runs all of them after a change of the package."""
     files = [path for path in sorted((PACKAGE.parent / folder).rglob("*")) if path.is_file()]
-    programs = [path for path in files if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")]
+    programs = [
+        path for path in files if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")
+    ]
     assert programs
     for path in programs:
         for name in imported(ast.parse(path.read_text())):
