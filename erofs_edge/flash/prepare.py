@@ -200,7 +200,7 @@ def _readable(image: Path, target: Target) -> Plan:
             raise VerificationError(
                 f"the device has no partition '{region.name}' of {region.size} bytes, as the image does",
                 where=target.identity.path,
-                hint="flash it without --verify-only and --repair",
+                hint="run the same command without --verify-only or --repair to write it",
             )
     return plan._replace(table=())
 
