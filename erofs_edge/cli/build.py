@@ -13,6 +13,7 @@ from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.build.pipeline import BuildResult
+    from erofs_edge.manifest.model import Board
 
 
 @click.command()
@@ -89,21 +90,21 @@ def build(
         profile=profile,
     )
     loaded = load_any(board)
-    extension = not isinstance(loaded.value, Board)
-    if extension and (baseline or profile):
+    value = loaded.value if isinstance(loaded.value, Board) else None
+    if value is None and (baseline or profile):
         raise UsageError(
             "--baseline and --profile apply to boards only", hint="set them under `erofs:` in the manifest instead"
         )
-    result = build_extension(board, options, step) if extension else build_board(board, options, step)
+    result = build_extension(board, options, step) if value is None else build_board(board, options, step)
     for text in result.notes:
         note(f"note: {text}")
     if as_json:
         emit_json({"out": str(out), "fresh": result.fresh, "notes": result.notes, "release": result.record})
     else:
-        _show(board, result, bootable=not extension)
+        _show(board, result, value)
 
 
-def _show(board: Path, result: BuildResult, *, bootable: bool) -> None:
+def _show(board: Path, result: BuildResult, value: Board | None) -> None:
     from erofs_edge.cli.output import size_text, table
 
     record, out = result.record, result.out
@@ -113,10 +114,11 @@ def _show(board: Path, result: BuildResult, *, bootable: bool) -> None:
         (str(out / name), size_text(entry["size"]), entry["sha256"][:16]) for name, entry in record["files"].items()
     ]
     table(rows, header=("file", "size", "sha256"))
-    click.echo(f"root hash  {record['system']['root_hash'] if bootable else record['root_hash']}")
+    click.echo(f"root hash  {record['root_hash'] if value is None else record['system']['root_hash']}")
     if record["sign"]["development"]:
         click.echo(f"signed by  {record['sign']['name']}, a development key: it protects nothing")
-    if not bootable:
+    if value is None:
         return
-    click.echo(f"boot it    erofs-edge boot {board} -o {out}")
+    if value.qemu is not None:
+        click.echo(f"boot it    erofs-edge boot {board} -o {out}")
     click.echo(f"flash it   erofs-edge flash {board} -o {out} --to /dev/sdX --plan")

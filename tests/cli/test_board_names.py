@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from erofs_edge.build.pipeline import BuildResult
 from erofs_edge.cli.main import cli
 
 BOARDS = ("flash", "serve", "boot", "diskless", "installer")
@@ -51,6 +52,18 @@ def test_a_name_that_is_none_is_told_with_those_that_are(verb: str) -> None:
     assert "qemu-aarch64" in result.stderr.replace("qemu-arch64", ""), result.stderr
     result = run(verb, "quux", *MORE.get(verb, ()))
     assert result.exit_code in (2, 3) and "rpi4" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(("board", "emulated"), [("qemu-aarch64", True), ("generic-uefi-arm64", True), ("rpi4", False)])
+def test_a_build_names_the_commands_that_work(
+    board: str, emulated: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"files": {}, "system": {"root_hash": "00"}, "sign": {"development": False}}
+    monkeypatch.setattr("erofs_edge.build.pipeline.build_board", lambda *_: BuildResult(folder / "o", record, True))
+    result = run("build", board)
+    assert result.exit_code == 0, result.output
+    assert f"erofs-edge flash {board} -o {folder / 'o'} --to /dev/sdX" in result.output
+    assert (f"erofs-edge boot {board}" in result.output) == emulated
 
 
 def test_a_manifest_is_named_too() -> None:
