@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from erofs_edge.disk.android_sparse import BLOCK, CHUNK, FILL_SIZE, HEADER, Piece, Run
@@ -100,7 +101,8 @@ class FastbootTarget(PlainTarget):
 
     def make_table(self, raw: bytes) -> None:
         table = raw[: TABLE_SECTORS * 512]
-        self._flash("gpt", table)
+        with _asked("to write 'gpt'"):
+            self._flash("gpt", table)
 
     def read(self, offset: int, length: int) -> bytes:
         if not self._fetch:
@@ -109,7 +111,8 @@ class FastbootTarget(PlainTarget):
         data = bytearray()
         for name, start, count in self._pieces(offset, length):
             for at, part in chunks([(start, start + count)], self._fetch):
-                got = self._device.run(client.upload(f"fetch:{name}:{at:#x}:{part:#x}", part)).data
+                with _asked(f"to read '{name}'"):
+                    got = self._device.run(client.upload(f"fetch:{name}:{at:#x}:{part:#x}", part)).data
                 self._received += len(got)
                 data += got
                 if len(got) < part:
@@ -186,12 +189,24 @@ class FastbootTarget(PlainTarget):
                     Run(one.offset // BLOCK, -(-one.length // BLOCK), has_data=one.data is not None) for one in batch
                 )
                 sparse = Piece(runs, -(-(end - start) // BLOCK))
-                self._flash(name, b"".join(sparse.encode(_Reader(batch))))
+                with _asked(f"to write '{name}'"):
+                    self._flash(name, b"".join(sparse.encode(_Reader(batch))))
 
     def _flash(self, name: str, raw: bytes) -> None:
         """Send one sparse image."""
         self._device.run(client.download(len(raw), [raw]))
         self._device.run(client.command(f"flash:{name}"))
+
+
+@contextmanager
+def _asked(what: str) -> Iterator[None]:
+    """Say what the device refuses, and what to do about it."""
+    try:
+        yield
+    except DeviceRefusedError as error:
+        error.message = f"the device refuses {what}: {error.message}"
+        error.hint = error.hint or "restart it in fastboot mode, and run the same command again"
+        raise
 
 
 class _Reader:

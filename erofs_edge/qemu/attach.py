@@ -82,15 +82,19 @@ def attached(
                 yield address
 
 
+AGAIN = "run the same command again"
+"""the end of hints that fit any device"""
+
+
 @contextmanager
 def telling(log: Path) -> Iterator[None]:
-    """If the machine fails or falls silent while the block runs, add its last output as the hint, unless there is
-    one.
+    """If the machine fails or falls silent while the block runs, add its last output as the hint, unless there is a
+    better one.
     """
     try:
         yield
     except DeviceError as error:
-        if error.hint is None and (said := _last(log, SAID)):
+        if (error.hint or AGAIN).endswith(AGAIN) and (said := _last(log, SAID)):
             error.hint = f"its console ends with: {said}"
         raise
 

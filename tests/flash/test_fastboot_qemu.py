@@ -57,6 +57,7 @@ def test_a_machine_that_fails_has_said_something(tmp_path: Path) -> None:
     for said, known, hint in (
         (b"MMC read: dev # 0 ... ", None, "its console ends with: MMC read: dev # 0 ..."),
         (b"MMC read", "pull the plug", "pull the plug"),
+        (b"MMC read", "pull the plug, and run the same command again", "its console ends with: MMC read"),
         (b"", None, None),
     ):
         log.write_bytes(said)

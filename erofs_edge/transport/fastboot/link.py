@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from socket import SO_RCVTIMEO, SOL_SOCKET
 from typing import Protocol, Self, TypeVar
 
-from erofs_edge.errors import DeviceError, ProtocolError, UsageError
+from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError, UsageError
 from erofs_edge.transport.claim import Claim
 from erofs_edge.transport.fastboot.client import Step, announced, download
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
@@ -39,6 +39,8 @@ MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
 """bytes sent to measure a link; devices hold more"""
+LOST = "check the cable and that the device is in fastboot mode, and run the same command again"
+UNREACHED = "see that it is in fastboot mode and that no other host uses it, and run the same command again"
 UNDER_WAY = 3
 """packets of a message in flight: the next one travels while the device handles one. Few, because a stalled device
 receives each of them again and again, and some network cards hold four"""
@@ -89,7 +91,13 @@ class Device(AbstractContextManager["Device"]):
             result: T = end.value
             return result
         except OSError as error:
-            raise DeviceError(f"connection lost: {error.strerror or error}", where=self.link.name) from error
+            raise DeviceError(f"connection lost: {error.strerror or error}", where=self.link.name, hint=LOST) from error
+        except DeviceRefusedError as error:
+            error.where = error.where or self.link.name
+            raise
+        except DeviceError as error:
+            error.where, error.hint = error.where or self.link.name, error.hint or LOST
+            raise
 
     def rate(self) -> float:
         """Bytes per second, measured by downloading some to the device's memory, which changes nothing else."""
@@ -316,8 +324,10 @@ def open_device(address: str) -> Device:
         link = LINKS[scheme](host, int(port))
     except BaseException as error:
         claim.release()
-        if not isinstance(error, OSError):
-            raise
-        raise DeviceError(f"cannot connect: {error.strerror or error}", where=address) from error
+        if isinstance(error, OSError):
+            raise DeviceError(f"cannot connect: {error.strerror or error}", where=address, hint=UNREACHED) from error
+        if isinstance(error, DeviceError):
+            error.hint = error.hint or UNREACHED
+        raise
     link.claim = claim
     return Device(link)
