@@ -291,7 +291,8 @@ def test_signals_unwind(tmp_path: Path, number: signal.Signals, code: int, said:
         "@click.command()\n"
         "def verb():\n"
         "    try:\n"
-        "        print('ready', flush=True); time.sleep(60)\n"
+        "        print('ready', flush=True)\n"
+        "        for _ in range(600): time.sleep(0.1)\n"  # a signal just before a sleep is handled after it
         "    finally:\n"
         "        print('unwound', flush=True)\n"
         "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
