@@ -216,8 +216,7 @@ def lock_all(
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}
         olds = [old_lock(one, folder) for one in todo]
-        if folder is not None:
-            _check_names(todo, folder)
+        _check_names(todo, folder)
         for one, old in zip(todo, olds, strict=True):
             key = (one.value.suite, one.value.arch)
             shared = None
@@ -238,11 +237,11 @@ def _may_lock(one: Loaded[System], named: Loaded[Board] | Loaded[System], folder
     return is_stock(named.path) and not is_shipped(one.path)
 
 
-def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path) -> None:
-    """Raises ManifestError if two manifests would have the same lock in the folder."""
+def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path | None) -> None:
+    """Raises ManifestError if two manifests would have the same lock."""
     seen: dict[Path, Path] = {}
     for one in todo:
-        path = lock_in(folder, one.path, board=isinstance(one.value, Board))
+        path = lock_path(one.path) if folder is None else _lock_in(folder, one)
         if (other := seen.setdefault(path, one.path)) != one.path:
             raise ManifestError(
                 f"its lock would be {path}, which is that of {other}, too",
@@ -251,13 +250,17 @@ def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path) -> No
             )
 
 
+def _lock_in(folder: Path, loaded: Loaded[Board] | Loaded[System]) -> Path:
+    return lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))
+
+
 def old_lock(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock | None:
     """The lock that a new one replaces: in `folder`, else beside the manifest; None if there is none.
 
     Raises ManifestError if it is damaged, because its pinned ids would be lost.
     """
     beside = lock_path(loaded.path)
-    inside = [] if folder is None else [lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))]
+    inside = [] if folder is None else [_lock_in(folder, loaded)]
     for path in [*inside, beside]:
         if path.exists():
             try:

@@ -195,7 +195,7 @@ def test_a_board_and_its_manifest_may_have_one_name(
     assert [one.new is one.old for one in again] == [True, True]
 
 
-def test_layers_whose_locks_would_have_one_name(
+def test_manifests_whose_locks_would_have_one_name(
     archive: FakeArchive, system: Loaded[System], tmp_path: Path, cache: Cache
 ) -> None:
     for folder in ("a", "b"):
@@ -208,6 +208,10 @@ def test_layers_whose_locks_would_have_one_name(
     ) as caught:
         lock_all(load_system(system.path), mirror=archive.mirror, cache=cache, folder=tmp_path / "out")
     assert caught.value.where == str(tmp_path / "b/tool.yaml")
+    system.path.rename(tmp_path / "demo.yml")
+    (tmp_path / "demo.yaml").write_text(BOARD.replace("edge.yaml", "demo.yml"))
+    with pytest.raises(ManifestError, match=r"its lock would be .*/demo\.lock, which is that of .*/demo\.yaml"):
+        lock_all(load_board(tmp_path / "demo.yaml"), mirror=archive.mirror, cache=cache)
 
 
 def test_a_damaged_old_lock_is_not_passed_over(archive: FakeArchive, system: Loaded[System], cache: Cache) -> None:
