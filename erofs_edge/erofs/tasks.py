@@ -21,17 +21,17 @@ END = 1 << 40  # in place of the number of blocks: extents without blocks are no
 IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
 _new: Any = tuple.__new__  # a named tuple's own constructor takes twice the time
 
-Told = tuple[bytes, int, int, int, bool, int, int, int]
+Fields = tuple[bytes, int, int, int, bool, int, int, int]
 """a piece: path, size and start of its content; size of its file, whether the inode is extended, and the bytes of its
 attributes; offset and length of the piece"""
 
 
 def task_of(pieces: Iterable[Piece]) -> bytes:
     """Encode what a process has to know about pieces, whose contents are host files."""
-    return marshal.dumps([_told(piece) for piece in pieces])
+    return marshal.dumps([_fields(piece) for piece in pieces])
 
 
-def _told(piece: Piece) -> Told:
+def _fields(piece: Piece) -> Fields:
     node = piece.node
     content: Any = node.inode.content
     path, size, start = content
@@ -44,8 +44,8 @@ def pieces_of_task(task: bytes) -> Iterator[Piece]:
     inode = Inode(stat.S_IFREG)
     node = Node(inode, b"", 0, None)
     piece = Piece(node, 0, 0)
-    told: list[Told] = marshal.loads(task)
-    for path, size, start, node.size, node.extended, attributes, piece.offset, piece.length in told:
+    fields: list[Fields] = marshal.loads(task)
+    for path, size, start, node.size, node.extended, attributes, piece.offset, piece.length in fields:
         inode.content = _new(FileContent, (path, size, start))
         node.xattrs = bytes(attributes)
         yield piece
