@@ -210,4 +210,5 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
-        raise OSError(errno.EIO, f"{error.message} ({error.hint})" if error.hint else error.message) from error
+        advice = (error.hint or "").removesuffix(", and run the same command again")  # which is the caller's hint
+        raise OSError(errno.EIO, f"{error.message} ({advice})" if advice else error.message) from error

@@ -127,6 +127,8 @@ def test_a_line_that_is_cut_is_told_with_its_name(tmp_path: Path) -> None:
         server.listen()
         port = SocketPort(path)
         other, _ = server.accept()
+        with pytest.raises(DeviceRefusedError, match="another program is using it"):
+            SocketPort(path)
         other.sendall(b"=> ")
         assert port.read(PATIENCE) == b"=> "
         other.close()
@@ -138,3 +140,4 @@ def test_a_line_that_is_cut_is_told_with_its_name(tmp_path: Path) -> None:
             drive(talk(), port)
         assert error.value.where == str(path)
         port.close()
+        SocketPort(path).close()

@@ -40,7 +40,9 @@ HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
 """bytes sent to measure a link; devices hold more"""
 LOST = "check the cable and that the device is in fastboot mode, and run the same command again"
-UNREACHED = "see that it is in fastboot mode and that no other host uses it, and run the same command again"
+UNREACHED = (
+    "check the address, that it is in fastboot mode and that no other host uses it, and run the same command again"
+)
 UNDER_WAY = 3
 """packets of a message in flight: the next one travels while the device handles one. Few, because a stalled device
 receives each of them again and again, and some network cards hold four"""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, UsageError, VerificationError
-from erofs_edge.transport.claim import taken, user_of
+from erofs_edge.transport.claim import Claim, taken, user_of
 from erofs_edge.transport.serial.line import Exchange, T
 
 if TYPE_CHECKING:
@@ -183,11 +183,14 @@ class SocketPort:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
+        # an emulator lets a second program connect, and leaves it waiting
+        self._claim = Claim(f"serial {path.absolute()}", self.name)
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(self.name)
         except OSError as error:
             self._socket.close()
+            self._claim.release()
             raise DeviceError(
                 f"cannot connect: {error.strerror}", where=self.name, hint="is the emulator running?"
             ) from error
@@ -218,3 +221,4 @@ class SocketPort:
     def close(self) -> None:
         self._selector.close()
         self._socket.close()
+        self._claim.release()
