@@ -77,7 +77,7 @@ def test_nothing_that_starts() -> None:
 
 def test_what_cannot_be_scripted() -> None:
     for path in ("EFI/a b.efi", "EFI/$x.efi", "a;reset", "'"):
-        with pytest.raises(ManifestError, match="cannot stand"):
+        with pytest.raises(ManifestError, match="cannot be part of a boot script"):
             uefi_script(board(), {"a": path})
     without = Board(board="lab", disk=Disk(partitions={"boot": Partition(size="1M")}), boot=Boot())
     with pytest.raises(ManifestError, match="no EFI system partition"):
