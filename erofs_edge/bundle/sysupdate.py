@@ -83,7 +83,7 @@ def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
     except ValueError as error:
         raise VerificationError(f"the root hash in {RELEASE} is damaged", where=str(out), hint="build again") from error
     image = folder / f"{name}_{version}.raw"
-    any_guid, end = "?" * len(own), f".{_KINDS[0]}.raw"  # not '*': names, unlike versions and GUIDs, may contain '_'
+    any_guid, end = "?" * len(own), ".root.raw"  # not '*': names, unlike versions and GUIDs, may contain '_'
     there = {
         path: path.name.removesuffix(end)[-len(own) :] for path in folder.glob(f"{name}_{version}_{any_guid}{end}")
     }
