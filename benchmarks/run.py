@@ -19,6 +19,7 @@ SCRIPTS = (
     "noise.py",
     "stable_layout.py",
     "update.py",
+    "right.py",
     "diff.py",
     "nbd.py",
     "fec.py",
