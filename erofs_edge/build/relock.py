@@ -33,17 +33,15 @@ def valid(folder: Path) -> Path | None:
 
 
 def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache, system: Path | None = None) -> list[str]:
-    """Lock the board and its manifests into the folder; return the changes for the user, one line per lock.
+    """Lock the board and the manifests of its build into the folder. Return the changes for the user, a line per lock.
 
     `system` is a manifest to use instead of the board's own.
     """
     notes = []
     origins = {}
     folder.mkdir(parents=True, exist_ok=True)
-    done = lock_all(load_board(board_path), mirror=mirror, cache=cache, folder=folder)
-    if system is not None:
-        done += lock_all(load_system(system), mirror=mirror, cache=cache, folder=folder)
-    for one in done:
+    instead = load_system(system) if system is not None else None
+    for one in lock_all(load_board(board_path), mirror=mirror, cache=cache, folder=folder, system=instead):
         path = one.within(folder)
         save_lock(one.new, path)
         origins[str(one.path.absolute())] = _hash(one.path)

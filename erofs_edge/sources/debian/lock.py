@@ -197,16 +197,20 @@ def lock_all(
     mirror: Mirror,
     cache: Cache,
     folder: Path | None = None,
+    system: Loaded[System] | None = None,
     progress: Progress | None = None,
 ) -> list[Relocked]:
     """New locks for a manifest, or for a board and each manifest on its disk, and for their layers. Nothing is written.
 
+    `system` is a manifest that takes the place of a board's own.
     Without `folder` the locks of stock manifests are kept, unless a stock board or manifest of a checkout is itself
     being locked: a product never writes outside its own folder. The old locks are those in `folder` if they exist, else
     those beside the manifests.
     """
     todo: list[Loaded[Board] | Loaded[System]] = [loaded]
-    if isinstance(loaded.value, Board):
+    if system is not None:
+        todo.append(system)
+    elif isinstance(loaded.value, Board):
         contents = [partition.content for partition in loaded.value.disk.partitions.values()]
         paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
         todo += [below for path in paths if _may_lock(below := load_system(path), loaded, folder)]

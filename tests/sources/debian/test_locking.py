@@ -195,6 +195,18 @@ def test_a_board_and_its_manifest_may_have_one_name(
     assert [one.new is one.old for one in again] == [True, True]
 
 
+def test_a_manifest_in_place_of_the_boards_own(
+    archive: FakeArchive, board: Loaded[Board], tmp_path: Path, cache: Cache
+) -> None:
+    """The board's own is not locked: its lock would take the place of another one of its name."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/edge.yaml").write_text(MANIFEST.replace("openssh-server", "libc6"))
+    folder = tmp_path / "out"
+    notes = lock_again(board.path, folder, archive.mirror, cache, tmp_path / "other/edge.yaml")
+    assert [note.partition(":")[0].rpartition("/")[2] for note in notes] == ["demo.board.lock", "edge.lock"]
+    assert "libc6" in gather(board.path, folder, tmp_path / "other/edge.yaml").system.lock.requested["system"]
+
+
 def test_manifests_whose_locks_would_have_one_name(
     archive: FakeArchive, system: Loaded[System], tmp_path: Path, cache: Cache
 ) -> None:
