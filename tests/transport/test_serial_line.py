@@ -112,6 +112,50 @@ def test_a_line_that_spoils_every_thousandth_byte_still_brings_it_across() -> No
     assert seconds_of(UBoot(bytearray(1 << 20)), data, fault=noise(9, 0.0007, both=True)) > 0
 
 
+@pytest.mark.parametrize("baud", [115200, 4_000_000])
+def test_short_blocks_bring_the_same(baud: int) -> None:
+    """On a fast line more of them are in flight than may stay unanswered in a row otherwise."""
+    device = UBoot(bytearray(1 << 20), baud=baud)
+    line, data = SerialLine(device, baud, latency=0.02), dense(24 << 10)
+    console = Console(baud, 0.1)
+    drive(console.open(), line)
+    drive(console.start("loady 40200000", mark=True), line)
+    sent = drive(ymodem.send(data, baud=baud, size=ymodem.SHORT), line)
+    assert drive(console.finish(), line).ok
+    assert device.memory[: len(data)] == data
+    assert sent < 1.15 * len(data), "nothing twice"
+
+
+def test_a_line_that_spoils_most_blocks_goes_on_in_short_ones() -> None:
+    device = UBoot(bytearray(1 << 20))
+    line, disk = attach(device, fault=noise(2, 0.0007, both=True))
+    took = []
+    for at in range(0, 192 << 10, 64 << 10):
+        began = line.now
+        drive(disk.write(at, dense(192 << 10)[at : at + (64 << 10)]), line)
+        took.append(line.now - began)
+    assert device.disk[: 192 << 10] == dense(192 << 10)
+    assert min(took[1:]) < 2 * (64 << 10) * 10 / 115200, took
+
+
+def test_a_receiver_that_has_left_is_noticed() -> None:
+    """Its console takes the data for commands; that went on for a minute."""
+    device = UBoot(bytearray(1 << 20))
+    line, console = SerialLine(device, 115200), Console(115200, 0.1)
+    drive(console.open(), line)
+    drive(console.start("loady 40200000", mark=True), line)
+    exchange = ymodem.send(dense(64 << 10), baud=115200, gone=b"\n=>")
+    io, cancelled = next(exchange), 0.0
+    with pytest.raises(ymodem.TransferError, match="the receiver has left"):
+        while True:
+            if device.log and line.delivered > 20_000 and not cancelled:
+                line.write(bytes([0x18] * 8))  # what noise may look like
+                cancelled = line.now
+            line.write(io.data)
+            io = exchange.send(line.read(io.wait))
+    assert line.now - cancelled < 20
+
+
 @pytest.mark.parametrize("lost_answers", [1, 2, 3, 4])
 def test_answers_that_never_come_are_found_out(lost_answers: int) -> None:
     left = [lost_answers]

@@ -57,6 +57,7 @@ class Console:
         self.latency = latency
         self.listen = listen  # seconds to wait before writing to a console that has been silent
         self.prompt = b""
+        self.losses = 0  # commands that did not get across
         self._mark = 0
         self._early = b""  # what came with the start of a command
 
@@ -145,6 +146,7 @@ class Console:
                 return (yield from self.finish(wait))
             except LostError as error:
                 lost = error
+                self.losses += 1
             yield from self.interrupt(attempt)
         raise DeviceError(f"the console did not run '{_short(command)}': {lost}", hint=LOSES)
 

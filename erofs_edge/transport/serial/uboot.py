@@ -32,6 +32,9 @@ MARK = "edge_io"
 `$edge_io write` is no command, and nothing that the memory happens to hold is written to the disk"""
 BEYOND = 0xFFFFFF00
 """a sector beyond the end of any card, at 2 TB"""
+SPOILT = 1.12
+"""bytes sent per byte of data above which further windows go in short blocks: more of those arrive whole"""
+LOSSES = 1  # commands that had to be typed again, for the same
 TRANSFERS = 6  # attempts to transfer one window
 ANSWERS = 20  # malformed answers in a row
 RESERVE = 32 << 20
@@ -194,6 +197,7 @@ class Disk:
     def __init__(self, console: Console, device: Device, storage: Storage) -> None:
         self.console, self.device, self.storage = console, device, storage
         self._window = 0
+        self._spoilt = False
         self.sent = 0  # bytes of packets sent
         room = (device.staging[1] - device.staging[0]) // 3 // 4096 * 4096
         if room < WINDOW_MIN:
@@ -357,7 +361,7 @@ class Disk:
                 done = len(data)
             except TransferError as error:
                 done += error.taken
-                self._window = 1
+                self._spoilt, self._window = True, int(attempt > 1)
                 last = error.message
             except LostError as error:
                 last = str(error)
@@ -374,10 +378,19 @@ class Disk:
         )
 
     def _transfer(self, data: bytes, target: int) -> Exchange[None]:
+        self._spoilt |= self.console.losses > LOSSES
+        size = ymodem.SHORT if self._spoilt else ymodem.BLOCK
         yield from self.console.start(f"loady {target:x}", mark=True)
-        self.sent += yield from ymodem.send(
-            data, baud=self.console.baud, window=self._window, latency=self.console.latency
+        sent = yield from ymodem.send(
+            data,
+            baud=self.console.baud,
+            window=self._window,
+            latency=self.console.latency,
+            size=size,
+            gone=b"\n" + self.console.prompt.strip(),
         )
+        self.sent += sent
+        self._spoilt |= len(data) >= WINDOW_MIN // 4 and sent > SPOILT * len(data)
         yield from self.console.finish()
 
     def _deadline(self, size: int) -> float:

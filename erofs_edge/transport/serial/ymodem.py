@@ -37,6 +37,7 @@ TRIES = 12  # per block; the receiver gives up after 20
 IDLE = 60  # rounds without an accepted block, whatever is received
 QUIET = 6.0
 """seconds after which a waiting receiver has sent something: twice its two seconds of silence, and its pauses"""
+TAIL = 64  # bytes in which a prompt is looked for
 CHATTER = 4096  # bytes of noise after which a receiver counts as silent
 BEHIND = 3  # blocks before the first unanswered one that may have to be repeated
 LATENCY = 0.25  # seconds for an answer to arrive, besides the time of its bytes
@@ -62,24 +63,29 @@ def header(size: int) -> bytes:
     return block(0, f"\0{size}".encode().ljust(SHORT, b"\0"))
 
 
-def send(data: bytes, *, baud: int, window: int = 0, latency: float = LATENCY) -> Exchange[int]:
+def send(
+    data: bytes, *, baud: int, window: int = 0, latency: float = LATENCY, size: int = BLOCK, gone: bytes = b""
+) -> Exchange[int]:
     """Send `data` to a receiver that has just been started; return the bytes of all packets.
 
     window   blocks in flight; 1 waits for each answer, 0 uses what suits the rate
     latency  seconds after which a missing answer counts as lost
+    size     bytes of data per block: BLOCK, or SHORT for a line that spoils many
+    gone     what the device says once the receiver has left; b"" if that is not known
 
     Raises TransferError if the receiver gives up or falls silent.
     """
-    return (yield from _Sender(data, baud, window, latency).run())
+    return (yield from _Sender(data, baud, window, latency, size, gone).run())
 
 
 class _Sender:
-    def __init__(self, data: bytes, baud: int, window: int, latency: float) -> None:
-        self.data, self.latency = data, latency
-        self.count = -(-len(data) // BLOCK)
+    def __init__(self, data: bytes, baud: int, window: int, latency: float, size: int, gone: bytes) -> None:
+        self.data, self.latency, self.size, self.gone = data, latency, size, gone
+        self.tail = b""  # the end of what was heard
+        self.count = -(-len(data) // size)
         self.base = 0  # first block whose answer is not known
         self.pending: deque[int] = deque()  # blocks sent, in order, unanswered
-        self.time = (BLOCK + 5 + len(GAP)) * BITS_PER_BYTE / baud  # seconds of a block on the line
+        self.time = (size + 5 + len(GAP)) * BITS_PER_BYTE / baud  # seconds of a block on the line
         self.window = window or 2 + math.ceil(RETURN / self.time)
         self.cancels = 0
         self.sent = 0
@@ -90,10 +96,10 @@ class _Sender:
         following = idle = reached = 0
         while self.base < self.count:
             idle, reached = (0 if self.base > reached else idle + 1), self.base
-            if idle > IDLE:
+            if idle > IDLE + self.window:
                 raise TransferError("the receiver says nothing of use", self._taken())
             if following < self.count and following - self.base < self.window:
-                answers = yield self._out(self._packet(following))
+                answers = self._heard((yield self._out(self._packet(following))))
                 self.pending.append(following)
                 following += 1
             else:
@@ -113,11 +119,11 @@ class _Sender:
         return self.sent
 
     def _taken(self) -> int:
-        return max(0, self.base - BEHIND) * BLOCK
+        return max(0, self.base - BEHIND) * self.size
 
     def _packet(self, index: int) -> bytes:
-        piece = self.data[index * BLOCK : (index + 1) * BLOCK]
-        return block(index + 1, piece.ljust(BLOCK, b"\x1a")) + (GAP if index < self.count - 1 else b"")
+        piece = self.data[index * self.size : (index + 1) * self.size]
+        return block(index + 1, piece.ljust(self.size, b"\x1a")) + (GAP if index < self.count - 1 else b"")
 
     def _out(self, data: bytes, wait: float = 0.0) -> Io:
         self.sent += len(data)
@@ -128,12 +134,20 @@ class _Sender:
         """Send, and listen until an answer or `wait` seconds of silence; return only bytes that answers are made of."""
         heard, answers = 0, b""
         while not answers and heard < CHATTER:
-            said = yield self._out(data, wait)
+            said = self._heard((yield self._out(data, wait)))
             if not said:
                 break
             data, heard = b"", heard + len(said)
             answers = bytes(byte for byte in said if byte in ANSWERS)
         return answers
+
+    def _heard(self, said: bytes) -> bytes:
+        """What was heard. Raises TransferError if it is the console's prompt: the receiver took noise for the end, or
+        for a cancellation, and the console takes the data for commands."""
+        self.tail = (self.tail + said)[-TAIL:]
+        if self.gone and self.gone in self.tail:
+            raise TransferError("the receiver has left", self._taken())
+        return said
 
     def _patience(self) -> float:
         """Seconds to wait for the answers to everything in flight."""
@@ -214,6 +228,7 @@ class _Sender:
 
         It only accepts the end if no other byte came after the last block.
         """
+        self.gone = b""  # from here on a prompt is what has to come
         for _ in range(3):
             if self.stray:
                 answers = yield from self._ask(self._packet(self.count - 1), self.time + self.latency)
