@@ -86,6 +86,7 @@ def main() -> None:
             for title, words in commands.items():
                 if title in made:
                     shutil.rmtree(made[title], ignore_errors=True)
+                os.sync()  # what the command before wrote is not this one's work
                 once = taken(words, env)
                 if number:  # the first round fills the memory and compiles the modules
                     runs[title].append(once)
