@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from one_error import told
 from sweep import started
 
 from erofs_edge.cli.main import cli
@@ -94,13 +95,6 @@ def slot(line: Bench) -> str:
     begun = started(line.board.disk)
     assert begun is not None, "nothing starts"
     return begun.slot
-
-
-def told(result: Result) -> str:
-    """The one error and its hint."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith(("erofs-edge: ", "hint: "))]
-    assert [line.partition(":")[0] for line in lines] == ["erofs-edge", "hint"], result.output
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("query", ["", "?baud=921600"])
