@@ -14,6 +14,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from erofs_edge.build.inputs import compatible as of_names
 from erofs_edge.build.record import read_release
@@ -60,35 +61,50 @@ class Bundle:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a new bundle's manifest says about the update.
+
+    compatible   by default `inputs.compatible` of board and system, as in the stock systems' system.conf
+    version      by default `default_version`
+    description  left out if empty
+    """
+
+    compatible: str | None = None
+    version: str | None = None
+    description: str = ""
+
+    def words(self, record: dict[str, Any]) -> dict[str, str]:
+        """The words for the build with this record. Raises UsageError for text that a manifest cannot contain."""
+        words = {
+            "compatible": self.compatible or of_names(str(record["board"]), str(record["system"]["name"])),
+            "version": self.version or default_version(record),
+        } | ({"description": self.description} if self.description else {})
+        for word, value in words.items():
+            if not value or not value.isprintable() or value != value.strip():
+                raise UsageError(f"not a valid {word} for a bundle: {value!r}", hint="printable text on one line")
+        return words
+
+
 def write_bundle(
     out: Path,
     target: Path,
     signer: Signer,
     certificate: Certificate,
+    label: Label = Label(),
     *,
-    compatible: str | None = None,
-    version: str | None = None,
-    description: str = "",
     block_size: int = PAYLOAD_BLOCK,
 ) -> Bundle:
-    """Write the bundle of the build in the folder `out`; the same build, key and texts give the same bytes.
+    """Write the bundle of the build in the folder `out`; the same build, key and label give the same bytes.
 
-    compatible  by default `inputs.compatible` of board and system, as in the stock systems' system.conf
-    version     by default `default_version`
     block_size  of the payload in bytes; devices with larger pages need larger ones
 
-    Raises UsageError for a board without slots or text that a manifest cannot contain, VerificationError if a file does
-    not match the build's record, SourceError if one cannot be read.
+    Raises UsageError for a board without slots or a label that a manifest cannot contain, VerificationError if a file
+    does not match the build's record, SourceError if one cannot be read.
     """
     record = read_release(out)
     files = slot_files(out)
-    words = {
-        "compatible": compatible or of_names(str(record["board"]), str(record["system"]["name"])),
-        "version": version or default_version(record),
-    } | ({"description": description} if description else {})
-    for word, value in words.items():
-        if not value or not value.isprintable() or value != value.strip():
-            raise UsageError(f"not a valid {word} for a bundle: {value!r}", hint="printable text on one line")
+    words = label.words(record)
     sizes = {base: -(-path.stat().st_size // BLOCK) * BLOCK for base, path in files.items()}
     blank = [BundleImage(base, size, "0" * 2 * _DIGEST) for base, size in sizes.items()]
     parts = [(MANIFEST, len(_manifest(words, blank)))]
@@ -100,9 +116,9 @@ def write_bundle(
         return _finish(new.fd, payload, words, images, signer, certificate)
 
 
-def _copy(fd: int, payload: Payload, base: str, path: Path, size: int, record: dict[str, object]) -> BundleImage:
+def _copy(fd: int, payload: Payload, base: str, path: Path, size: int, record: dict[str, Any]) -> BundleImage:
     """Copy an image and its index into the payload."""
-    listed = record["files"][path.name]["sha256"]  # type: ignore[index]
+    listed = record["files"][path.name]["sha256"]
     place, told, plain, hashes = payload.places[f"{base}.img"], hashlib.sha256(), hashlib.sha256(), []
     with path.open("rb") as source:
         for at in range(0, size, _COPY):

@@ -67,15 +67,14 @@ def rauc(
 
     The bundle has the verity format, is signed, and has a block-hash-index for each image.
     """
-    from erofs_edge.bundle.rauc import write_bundle
+    from erofs_edge.bundle.rauc import Label, write_bundle
     from erofs_edge.trust.signer import open_signer
 
     signer = open_signer(key)
     with step("RAUC bundle"):
-        made = write_bundle(
-            out, output, signer, _certificate(out, signer, certificate), compatible=compatible, version=version,
-            description=description, block_size=block_size,
-        )  # fmt: skip
+        certified = _certificate(out, signer, certificate)
+        label = Label(compatible, version, description)
+        made = write_bundle(out, output, signer, certified, label, block_size=block_size)
     if signer.development:
         note(f"note: '{signer.name}' is a development key: it protects nothing")
     _show(output, made, as_json=as_json)

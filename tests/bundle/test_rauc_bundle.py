@@ -27,7 +27,7 @@ from sources.debian.configure.made import text_of
 from erofs_edge.build.inputs import gather
 from erofs_edge.build.record import write_json
 from erofs_edge.bundle.content import slot_files
-from erofs_edge.bundle.rauc import INDEX, MANIFEST, Bundle, read_bundle, write_bundle
+from erofs_edge.bundle.rauc import INDEX, MANIFEST, Bundle, Label, read_bundle, write_bundle
 from erofs_edge.cli.bundle import bundle as command
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError, VerificationError
 from erofs_edge.sources.overlay import lay_overlay
@@ -39,9 +39,9 @@ from erofs_edge.trust.key import KeySigner
 TEXT = "[update]\ncompatible=made-system\nversion=7.1\n[bundle]\nformat=verity\n"
 
 
-def write(built: Made, path: Path, **words: str) -> Bundle:
+def write(built: Made, path: Path, label: Label | None = None) -> Bundle:
     certificate = load_certificate((built.out / "sign.crt").read_bytes(), "owner")
-    return write_bundle(built.out, path, built.signer, certificate, **words)  # type: ignore[arg-type]
+    return write_bundle(built.out, path, built.signer, certificate, label or Label())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ Rauc = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.mark.oracle
 def test_rauc_takes_it_and_unpacks_the_images(built: Made, tmp_path: Path, rauc: Rauc) -> None:
-    made = write(built, tmp_path / "b.raucb", description="spring")
+    made = write(built, tmp_path / "b.raucb", Label(description="spring"))
     done = rauc("info", "--output-format=json-2", "--keyring", built.out / "sign.crt", tmp_path / "b.raucb")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -154,7 +154,7 @@ def test_the_same_bytes_each_time(built: Made, tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(built, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    write(built, tmp_path / "two", version="8")
+    write(built, tmp_path / "two", Label(version="8"))
     assert (tmp_path / "one").read_bytes() != (tmp_path / "two").read_bytes()
     assert read_bundle(tmp_path / "two", built.signer).version == "8"
 
@@ -162,7 +162,7 @@ def test_the_same_bytes_each_time(built: Made, tmp_path: Path) -> None:
 def test_what_is_refused(built: Made, tmp_path: Path) -> None:
     for word in ("a\nb", "", " a", "a\x7f"):
         with pytest.raises(UsageError, match="not a valid description" if word else "not a valid version"):
-            write(built, tmp_path / "b", **({"description": word} if word else {"version": "\t"}))
+            write(built, tmp_path / "b", Label(description=word) if word else Label(version="\t"))
     record = json.loads((built.out / "release.json").read_text())
     record["files"]["system.img"]["sha256"] = "0" * 64
     (built.out / "release.json").write_text(json.dumps(record))

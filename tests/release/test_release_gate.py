@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from made_build import EPOCH, Made, make_build
 
 from erofs_edge.build.record import write_json
-from erofs_edge.bundle.rauc import write_bundle
+from erofs_edge.bundle.rauc import Label, write_bundle
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import BootCheckError, VerificationError
 from erofs_edge.qemu.smoke import Observer
@@ -176,7 +176,7 @@ def test_bundles_of_another_build_are_told(release: Made, machine: Machine, rema
     rows = tried(release)
     assert rows["signatures"].kept and "does not match key 'owner'" in rows["bundles"].detail
     certificate = self_signed(release.signer, EPOCH)
-    write_bundle(release.out, release.out / RAUC, release.signer, certificate, version="9")
+    write_bundle(release.out, release.out / RAUC, release.signer, certificate, Label(version="9"))
     release.seal()
     assert "a bundle of another build" in tried(release)["bundles"].detail
     (release.out / RAUC).write_bytes(good)
