@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,48 @@ from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.manifest.model import Board
-    from erofs_edge.qemu.smoke import SmokeRecord, StageTime
+    from erofs_edge.qemu.fallback import FallbackRecord
+    from erofs_edge.qemu.smoke import Observer, SmokeRecord, StageTime
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the options want of the disk and its slots. Without any, the build's own disk is started as it is."""
+
+    disk: Path | None = None
+    slot: str | None = None
+    tamper: str | None = None
+    falls_back: bool = False
+    scenario: str | None = None
+    keep: bool = False
+    u_boot: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a slot must fail and another one come up."""
+        return self.falls_back or self.scenario is not None
+
+    @property
+    def judged(self) -> bool:
+        """Whether --smoke is implied."""
+        return self.tamper is not None or self.chooses or self.keep or self.u_boot
+
+    def check(self) -> None:
+        """Raises UsageError for options that cannot be combined."""
+        if self.keep and (self.disk is None or self.slot or self.tamper or self.scenario):
+            raise UsageError(
+                "--keep needs --disk, and cannot be combined with --slot, --tamper or --scenario",
+                hint="give --keep and --disk FILE alone",
+            )
+        if self.u_boot and (self.chooses or self.tamper == "loader"):
+            raise UsageError(
+                "--u-boot cannot be combined with --falls-back, --scenario or --tamper loader:"
+                " U-Boot does not count the starts of UEFI images, and starts them without systemd-boot"
+            )
+        if self.chooses and (self.slot or self.tamper):
+            raise UsageError("--falls-back and --scenario choose the slot themselves")
 
 
 @click.command()
@@ -99,70 +139,53 @@ def boot(
       erofs-edge boot qemu-aarch64
       erofs-edge boot qemu-aarch64 --smoke
     """
+    trial = Trial(disk, slot, tamper, falls_back, scenario, keep, u_boot)
     if of_diskless["diskless"]:
-        others = bool(disk or slot or tamper or falls_back or scenario or keep or u_boot or forwards)
-        boot_diskless(board, out, of_diskless, smoke=smoke, others=others, timeout=timeout, log=log, as_json=as_json)
+        if not smoke or trial != Trial() or forwards:
+            raise UsageError("--diskless needs --smoke, and cannot be combined with options about a disk or its slots")
+        boot_diskless(board, out, of_diskless, _observer(trial, timeout, log), as_json=as_json)
         return
     refuse_without(of_diskless)
-    smoke = smoke or tamper is not None or falls_back or scenario is not None or keep or u_boot
-    chosen = falls_back or scenario is not None
-    _check_together(disk, slot, tamper, keep=keep, u_boot=u_boot, chosen=chosen, scenario=scenario)
+    smoke = smoke or trial.judged
+    trial.check()
     if not smoke and (timeout or log or as_json):
         raise UsageError("--timeout, --log and --json need --smoke", hint="add --smoke")
     if smoke and forwards:
         raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
     pairs = _port_pairs(forwards)
     loaded, folder = built(board, out)
-    value = loaded.value
     check_log(log, folder, disk)
     if disk is not None:
         check_disk(disk, folder, kept=keep or not smoke)
     if not smoke:
         from erofs_edge.qemu.terminal import terminal
 
-        terminal(value, folder, disk=disk, slot=slot, forwards=pairs, say=note)
+        terminal(loaded.value, folder, disk=disk, slot=slot, forwards=pairs, say=note)
         return
-
-    if chosen:
-        _fall_back(value, folder, disk, scenario, keep=keep, timeout=timeout, log=log, as_json=as_json)
-        return
-    _smoke(value, folder, disk, slot, tamper, keep=keep, u_boot=u_boot, timeout=timeout, log=log, as_json=as_json)
-
-
-def _check_together(
-    disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool, u_boot: bool, chosen: bool,
-    scenario: str | None,
-) -> None:  # fmt: skip
-    """Raises UsageError for options that cannot be combined. `chosen`: by --falls-back or --scenario."""
-    if keep and (disk is None or slot or tamper or scenario):
-        raise UsageError(
-            "--keep needs --disk, and cannot be combined with --slot, --tamper or --scenario",
-            hint="give --keep and --disk FILE alone",
-        )
-    if u_boot and (chosen or tamper == "loader"):
-        raise UsageError(
-            "--u-boot cannot be combined with --falls-back, --scenario or --tamper loader:"
-            " U-Boot does not count the starts of UEFI images, and starts them without systemd-boot"
-        )
-    if chosen and (slot or tamper):
-        raise UsageError("--falls-back and --scenario choose the slot themselves")
-
-
-def _smoke(
-    board: Board, out: Path, disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool,
-    u_boot: bool, timeout: float | None, log: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    from erofs_edge.qemu.smoke import TIMEOUT, Observer, smoke
-    from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
-
-    record = smoke(
-        board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, u_boot=_program(board) if u_boot else None,
-        observer=Observer(timeout or TIMEOUT, _tell, log),
-    )  # fmt: skip
+    run = _fall_back if trial.chooses else _smoke
+    record, summary = run(loaded.value, folder, trial, _observer(trial, timeout, log))
     if as_json:
         emit_json(record)
     else:
-        click.echo(_summary(record, TITLES if board.boot.uefi is None else UEFI_TITLES))
+        click.echo(summary)
+
+
+def _observer(trial: Trial, timeout: float | None, log: Path | None) -> Observer:
+    from erofs_edge.qemu import fallback, smoke
+
+    return smoke.Observer(timeout or (fallback if trial.chooses else smoke).TIMEOUT, _tell, log)
+
+
+def _smoke(board: Board, out: Path, trial: Trial, observer: Observer) -> tuple[SmokeRecord, str]:
+    """Returns the record and its summary."""
+    from erofs_edge.qemu.smoke import smoke
+    from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
+
+    record = smoke(
+        board, out, disk=trial.disk, slot=trial.slot, tamper=trial.tamper, keep=trial.keep,
+        u_boot=_program(board) if trial.u_boot else None, observer=observer,
+    )  # fmt: skip
+    return record, _summary(record, TITLES if board.boot.uefi is None else UEFI_TITLES)
 
 
 def _program(board: Board) -> bytes:
@@ -179,19 +202,12 @@ def _tell(stage: StageTime) -> None:
     note(f"{stage.seconds:8.2f} s  {stage.title}")
 
 
-def _fall_back(
-    board: Board, out: Path, disk: Path | None, scenario: str | None, *, keep: bool, timeout: float | None,
-    log: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    from erofs_edge.qemu.fallback import TIMEOUT, fall_back
-    from erofs_edge.qemu.smoke import Observer
+def _fall_back(board: Board, out: Path, trial: Trial, observer: Observer) -> tuple[FallbackRecord, str]:
+    """Returns the record and its summary."""
+    from erofs_edge.qemu.fallback import fall_back
 
-    observer = Observer(timeout or TIMEOUT, _tell, log)
-    record = fall_back(board, out, disk=disk, scenario=scenario, keep=keep, observer=observer)
-    if as_json:
-        emit_json(record)
-        return
-    click.echo(
+    record = fall_back(board, out, disk=trial.disk, scenario=trial.scenario, keep=trial.keep, observer=observer)
+    return record, (
         f"{record.board}: slot {record.fell_from} did not work ({record.evidence}) in {record.starts} starts; "
         f"slot {record.slot} is up after {record.seconds:.2f} s"
     )

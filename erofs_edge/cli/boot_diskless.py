@@ -11,12 +11,13 @@ import click
 from erofs_edge.cli.boot_files import check_log
 from erofs_edge.cli.built import built
 from erofs_edge.cli.options import together
-from erofs_edge.cli.output import emit_json, note, size_text
+from erofs_edge.cli.output import emit_json, size_text
 from erofs_edge.cli.to_file import check_output
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.qemu.diskless import DisklessRecord, Wish
+    from erofs_edge.qemu.smoke import Observer
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -50,35 +51,19 @@ def refuse_without(options: dict[str, Any]) -> None:
 
 
 def boot_diskless(
-    board: Path,
-    out: Path | None,
-    options: dict[str, Any],
-    *,
-    smoke: bool,
-    others: bool,
-    timeout: float | None,
-    log: Path | None,
-    as_json: bool,
-) -> None:
-    """Boot and check the result; `others` tells that options were given that a machine without a disk cannot have."""
+    board: Path, out: Path | None, options: dict[str, Any], observer: Observer, *, as_json: bool
+) -> None:  # fmt: skip
+    """Boot a board with these options and print the result."""
     from erofs_edge.qemu.diskless import diskless_smoke
-    from erofs_edge.qemu.smoke import TIMEOUT, Observer
     from erofs_edge.trace.record import write_trace
     from erofs_edge.trust.signer import open_signer
 
-    if not smoke or others:
-        raise UsageError("--diskless needs --smoke, and cannot be combined with options about a disk or its slots")
     loaded, folder = built(board, out)
-    check_log(log, folder, options["trace"], options["prefetch"], options["data"])
+    check_log(observer.log, folder, options["trace"], options["prefetch"], options["data"])
     if options["trace"] is not None:
         check_output(options["trace"])
-    record, trace = diskless_smoke(
-        loaded,
-        folder,
-        open_signer(loaded.value.sign.key),
-        wish=_wish(folder, options),
-        observer=Observer(timeout or TIMEOUT, lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"), log),
-    )
+    signer = open_signer(loaded.value.sign.key)
+    record, trace = diskless_smoke(loaded, folder, signer, wish=_wish(folder, options), observer=observer)
     if trace is not None and options["trace"] is not None:
         write_trace(trace, options["trace"])
     if as_json:
