@@ -18,7 +18,7 @@ BASE = {"errors", "forks", "globs", "homes", "locks", "names", "positions", "rea
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "forks": set(),
+    "forks": {"errors"},
     "globs": set(),
     "homes": {"errors"},
     "locks": set(),

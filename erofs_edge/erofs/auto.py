@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.erofs.contents import read_piece
+from erofs_edge.erofs.malloc import give_back_large_memory
 from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.processes import give_back_large_memory
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import UsageError
 from erofs_edge.tree import Content, FileTree, Inode

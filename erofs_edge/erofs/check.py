@@ -23,9 +23,10 @@ from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.inplace import InPlace, obstacle
-from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
+from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
 from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprints
+from erofs_edge.erofs.walk import DEPTH_MAX
 from erofs_edge.erofs.xattrs import filter_bit_of
 from erofs_edge.errors import ErofsFormatError
 from erofs_edge.names import fsdecode

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from erofs_edge.erofs import at_once
 from erofs_edge.erofs.arena import UNIT, Arena
+from erofs_edge.erofs.malloc import keep_memory
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.piece import Piece, Stored
-from erofs_edge.erofs.processes import end_with_parent, keep_memory
 from erofs_edge.erofs.tasks import pieces_of_task, record_of, results_of, task_of
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.forks import end_with_parent
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.cache import CompressionCache

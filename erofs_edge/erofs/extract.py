@@ -7,6 +7,7 @@ directory, which is opened one name at a time without following symlinks, and mu
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import threading
@@ -16,25 +17,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from erofs_edge.erofs import folders
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit_of
+from erofs_edge.erofs.dirents import Dirent
 from erofs_edge.erofs.folders import Folder, Folders
 from erofs_edge.erofs.inode import DiskInode
-from erofs_edge.erofs.processes import forked
+from erofs_edge.erofs.ondisk import EXTENT_MAX
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
-from erofs_edge.forks import may_fork
+from erofs_edge.forks import in_processes, may_fork
 from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.writing import NO_SPACE, folder_beside
 
-_BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
+_BATCH_FILES = 16
+_REPORTED_BATCHES = 128  # of a process; each report costs a message
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
-_STEPS = 16  # steps into which a process's share is divided; each costs a message
+_PATH_MAX = 16 << 10  # bytes; together with the names of a batch, less than a message to a process
 _SKIPPED_MAX = 1000
+_ZEROS = bytes(EXTENT_MAX)
+_NO_SUCH_NAMES = "this system has no such names"
 _NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD on Windows
 
 Progress = Callable[[int, int], None]
@@ -100,9 +106,9 @@ def extract(
         with _destination(destination) as root:
             if owners is None:
                 owners = hasattr(os, "geteuid") and os.geteuid() == 0
-            extraction = _Extraction(image, root, owners, limit)
+            extraction = _Extraction(image, root, owners, limit, jobs or min(4, os.cpu_count() or 1))
             try:
-                extraction.run(top, jobs or min(4, os.cpu_count() or 1), processes, progress)
+                extraction.run(top, processes is not False, progress)
             except BaseException:
                 extraction.undo()
                 raise
@@ -136,45 +142,45 @@ def _destination(destination: Path) -> Iterator[int | bytes]:
             target.rename(destination)
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Some files of one directory."""
+class _Batch(NamedTuple):
+    """Some entries of one directory, none of them directories: name, nid and type of each."""
 
     directory: bytes
-    files: list[tuple[bytes, DiskInode]] = field(default_factory=list)
-    size: int = 0
-
-    @property
-    def weight(self) -> int:
-        """The work in bytes of content; each file costs as much as _FILE_WEIGHT bytes in addition."""
-        return self.size + _FILE_WEIGHT * len(self.files)
+    entries: list[tuple[bytes, int, int]]
 
 
-def _shares(batches: Iterable[_Batch], jobs: int) -> list[list[list[_Batch]]]:
-    """Divide the batches into `jobs` parts of about equal weight, each in _STEPS steps."""
-    shares: list[list[_Batch]] = [[] for _ in range(jobs)]
-    weights = [0] * jobs
-    for batch in sorted(batches, key=lambda batch: batch.weight, reverse=True):
-        least = weights.index(min(weights))
-        shares[least].append(batch)
-        weights[least] += batch.weight
-    return [[share[step::_STEPS] for step in range(_STEPS)] for share in shares]
+class _Allowance:
+    """Bytes of content that may still be written, counted together by threads and forked processes.
+
+    `counter`: the one to use of several, one per process.
+    """
+
+    def __init__(self, limit: int, counters: int) -> None:
+        self._limit = limit
+        self._spent = memoryview(mmap.mmap(-1, 8 * counters)).cast("Q")
+        self._lock = threading.Lock()
+        self.counter = 0
+
+    def spend(self, size: int) -> bool:
+        """Count `size` bytes. Return whether they were allowed."""
+        with self._lock:
+            self._spent[self.counter] += size
+            return sum(self._spent) <= self._limit
 
 
 class _Extraction:
-    def __init__(self, image: Image, root: int | bytes, owners: bool, limit: int | None) -> None:
-        self.image, self.owners = image, owners
+    def __init__(self, image: Image, root: int | bytes, owners: bool, limit: int | None, jobs: int) -> None:
+        self.image, self.owners, self.jobs = image, owners, jobs
         self.opener = Folders(root)
         self.report = ExtractReport()
         self.directories: list[tuple[bytes, DiskInode]] = []
-        self.left = limit if limit is not None else output_limit_of(image)
-        self.lock = threading.Lock()
+        self.allowance = _Allowance(output_limit_of(image) if limit is None else limit, jobs)
 
-    def run(self, top: DiskInode, jobs: int, processes: bool | None, progress: Progress | None) -> None:
+    def run(self, top: DiskInode, processes: bool, progress: Progress | None) -> None:
         """Create directories here as the walk reaches them, and their files in any process or thread; then hard links,
         then the metadata of directories, deepest first."""
         links: list[tuple[bytes, bytes]] = []
-        for report in self._written(self._batches(top, links), jobs, processes is not False):
+        for report in self._written(self._batches(top, links), processes):
             self.report.add(report)
             if progress is not None:
                 progress(self.report.data_bytes, 0)
@@ -183,25 +189,31 @@ class _Extraction:
         for path, inode in reversed(self.directories):
             with self.opener.open(path) as folder:
                 self._metadata(folder.prefix if folder.fd is None else folder.fd, path, inode, self.report)
+        self.report.skipped.sort()
 
-    def _written(self, batches: Iterable[_Batch], jobs: int, processes: bool) -> Iterable[ExtractReport]:
-        """Write all batches. Processes do not share the byte budget: they are used only if the sum cannot exceed it."""
-        if jobs == 1:
+    def _written(self, batches: Iterator[_Batch], processes: bool) -> Iterable[ExtractReport]:
+        if self.jobs == 1:
             return map(self._write_batch, batches)
-        if processes and may_fork():
-            batches = list(batches)
-            enough = sum(batch.weight for batch in batches) >= _WORTH_FORKING
-            if enough and sum(batch.size for batch in batches) <= self.left:
-                return forked(_shares(batches, jobs), self._write_batches)
-        return self._on_threads(batches, jobs)
+        info = self.image.superblock
+        if processes and info.size + info.raw.inos * _FILE_WEIGHT >= _WORTH_FORKING and may_fork():
+            return in_processes(self._short(batches), self.jobs, self._write_batches)
+        return self._on_threads(batches)
 
-    def _on_threads(self, batches: Iterable[_Batch], jobs: int) -> Iterator[ExtractReport]:
+    def _short(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
+        """Yield the batches that fit a message; write the others."""
+        for batch in batches:
+            if len(batch.directory) <= _PATH_MAX:
+                yield batch
+            else:
+                self.report.add(self._write_batch(batch))
+
+    def _on_threads(self, batches: Iterable[_Batch]) -> Iterator[ExtractReport]:
         pending: deque[Future[ExtractReport]] = deque()
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 for batch in batches:
                     pending.append(pool.submit(self._write_batch, batch))
-                    if len(pending) > 4 * jobs:
+                    if len(pending) > 4 * self.jobs:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
@@ -220,52 +232,61 @@ class _Extraction:
                 folders.empty(folder)
 
     def _batches(self, top: DiskInode, links: list[tuple[bytes, bytes]]) -> Iterator[_Batch]:
-        """Create directories, set hard links aside, and yield the files in batches, each of one directory."""
+        """Create directories, set hard links aside, and yield the other entries of each directory in batches."""
         first_names: dict[int, bytes] = {}
         left_out: set[bytes] = set()
-        batch = _Batch(b"")
-        for path, inode in self.image.walk(top):
-            directory, _, name = path.rpartition(b"/")
-            if directory in left_out or (path and not folders.is_possible(name)):
-                self.report.skip(path, "this system has no such names")
-                left_out.add(path)
+        for path, inode, entries in self.image.directories(top):
+            prefix = path + b"/" if path else b""
+            if not self._make_directory(path, inode, left_out):
+                for entry in entries:
+                    self.report.skip(prefix + entry.name, _NO_SUCH_NAMES)
                 continue
-            if inode.is_dir:
-                if path:
-                    self._make_directory(directory, name)
-                self.directories.append((path, inode))
-                self.report.directories += 1
-                continue
-            first = first_names.setdefault(inode.nid, path)
-            if first is not path:
-                links.append((first, path))
-                continue
-            if directory != batch.directory or len(batch.files) >= _BATCH_FILES or batch.size >= _BATCH_BYTES:
-                yield batch
-                batch = _Batch(directory)
-            batch.files.append((name, inode))
-            batch.size += inode.size
-        yield batch
+            batch: list[tuple[bytes, int, int]] = []
+            for entry in entries:
+                there = prefix + entry.name
+                if not folders.is_possible(entry.name):
+                    self.report.skip(there, _NO_SUCH_NAMES)
+                elif (first := first_names.setdefault(entry.nid, there)) is not there:
+                    self.image.child(entry)
+                    links.append((first, there))
+                else:
+                    batch.append(entry[:])
+            for start in range(0, len(batch), _BATCH_FILES):
+                yield _Batch(path, batch[start : start + _BATCH_FILES])
 
-    def _make_directory(self, parent: bytes, name: bytes) -> None:
-        with self.opener.open(parent) as folder:
-            os.mkdir(folder.prefix + name, 0o777 if folder.fd is None else 0o700, dir_fd=folder.fd)
+    def _make_directory(self, path: bytes, inode: DiskInode, left_out: set[bytes]) -> bool:
+        """Create a directory. Return whether that was possible."""
+        parent, _, name = path.rpartition(b"/")
+        if path and (parent in left_out or not folders.is_possible(name)):
+            self.report.skip(path, _NO_SUCH_NAMES)
+            left_out.add(path)
+            return False
+        if path:
+            with self.opener.open(parent) as folder:
+                os.mkdir(folder.prefix + name, 0o777 if folder.fd is None else 0o700, dir_fd=folder.fd)
+        self.directories.append((path, inode))
+        self.report.directories += 1
+        return True
 
-    def _write_batches(self, batches: list[_Batch]) -> ExtractReport:
-        report = ExtractReport()
+    def _write_batches(self, number: int, batches: Iterator[_Batch]) -> Iterator[ExtractReport]:
+        """Write the batches that process `number` gets."""
+        self.allowance.counter = number
         for batch in batches:
-            report.add(self._write_batch(batch))
-        return report
+            report = self._write_batch(batch)
+            for another in islice(batches, _REPORTED_BATCHES):
+                report.add(self._write_batch(another))
+            yield report
 
     def _write_batch(self, batch: _Batch) -> ExtractReport:
         report = ExtractReport()
         prefix = batch.directory + b"/" if batch.directory else b""
         with self.opener.open(batch.directory) as folder:
-            for name, inode in batch.files:
+            for entry in starmap(Dirent, batch.entries):
+                inode = self.image.child(entry)
                 if stat.S_ISREG(inode.mode):
-                    self._write_file(folder, name, prefix + name, inode, report)
+                    self._write_file(folder, entry.name, prefix + entry.name, inode, report)
                 else:
-                    self._write_other(folder, name, prefix + name, inode, report)
+                    self._write_other(folder, entry.name, prefix + entry.name, inode, report)
         return report
 
     def _write_file(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
@@ -274,7 +295,7 @@ class _Extraction:
             position = 0
             for offset, data in self.image.stream(inode):
                 self._spend(len(data), inode)
-                if data[0] == 0 and data.count(0) == len(data):
+                if not data[0] and _ZEROS.startswith(data):
                     continue
                 if offset != position:
                     os.lseek(fd, offset, os.SEEK_SET)
@@ -292,9 +313,7 @@ class _Extraction:
         report.files += 1
 
     def _spend(self, size: int, inode: DiskInode) -> None:
-        with self.lock:
-            self.left -= size
-        if self.left < 0:
+        if not self.allowance.spend(size):
             raise ErofsFormatError(
                 "the image decodes to more data than the limit allows",
                 where=place(inode.offset),

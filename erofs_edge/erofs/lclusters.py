@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode the cluster index of a compressed inode, full or compact, to one entry per lcluster.
+"""Decode the cluster index of a compressed inode, full or compact, to entries for one lcluster or several.
 
 Source: ``fs/erofs/zmap.c`` (z_erofs_load_full_lcluster, z_erofs_load_compact_lcluster). The index is read in windows,
 so memory use does not grow with the file.
@@ -21,16 +21,25 @@ _WINDOW = 512  # full entries or packs read at once
 _TYPE_MASK = 0x3
 _SMALL_PACK = Struct("<HHI")
 _BIG_PACK = Struct("<28sI")
-_BIG_SHIFTS = range(0, 224, 14)
+_BIG_SLOTS, _SLOT_BITS, _BIG_LOBITS = 16, 14, 12
+_BIG_SHIFTS = range(0, _BIG_SLOTS * _SLOT_BITS, _SLOT_BITS)
+_BIG_LO_MASK = (1 << _BIG_LOBITS) - 1
+# for n slots: all their bits, 1 in each, their numbers, and the kind of a NONHEAD in each
+_SLOT_MASKS = [(1 << _SLOT_BITS * n) - 1 for n in range(_BIG_SLOTS + 1)]
+_ONES = [sum(1 << _SLOT_BITS * slot for slot in range(n)) for n in range(_BIG_SLOTS + 1)]
+_RAMPS = [sum(slot << _SLOT_BITS * slot for slot in range(n)) for n in range(_BIG_SLOTS + 1)]
+_NONHEADS = [(ones * ondisk.LCLUSTER_NONHEAD) << _BIG_LOBITS for ones in _ONES]
+_KINDS = (_ONES[_BIG_SLOTS] * _TYPE_MASK) << _BIG_LOBITS
 
 
 class Entry(NamedTuple):
-    """An lcluster.
+    """An lcluster, or consecutive NONHEAD ones.
 
-    offset  clusterofs of a head; for NONHEAD the distance back to the head
+    offset  clusterofs of a head; for NONHEAD the distance back to the head, of the first one
     block   first block of a head's pcluster, -1 for a hole; for NONHEAD the pcluster's number of blocks, -1 if not
             given
-    ahead   distance forward to the next head, -1 if not stored
+    ahead   distance forward to the next head, of the last lcluster; -1 if not stored
+    length  number of lclusters
     """
 
     kind: int
@@ -38,6 +47,7 @@ class Entry(NamedTuple):
     block: int
     partial: bool
     ahead: int
+    length: int = 1
 
 
 _NONHEAD = [Entry(ondisk.LCLUSTER_NONHEAD, distance, -1, False, -1) for distance in range(ondisk.DELTA_MAX + 1)]
@@ -112,21 +122,58 @@ def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[En
             at = section.address + start * section.pack_size
             data = backing.read(at, count * section.pack_size, "cluster index")
             first = section.first + start * section.per_pack
-            for values, base in _pack_values(data, section.per_pack):
-                pack = _decode_pack(zmap, first, values, base)
-                yield pack if lcn <= first and first + len(pack) <= end else pack[max(lcn - first, 0) : end - first]
+            if section.per_pack == _BIG_SLOTS:  # all of these are full
+                yield from _big_packs(zmap, first, data, lcn)
+                continue
+            for *values, base in _SMALL_PACK.iter_unpack(data):
+                yield _decode_pack(zmap, first, values, base)[max(lcn - first, 0) : end - first]
                 first += section.per_pack
 
 
-def _pack_values(data: bytes, per_pack: int) -> Iterable[tuple[Iterable[int], int]]:
-    """Yield (values, base block) of each pack."""
-    if per_pack == 2:
-        for first, second, base in _SMALL_PACK.iter_unpack(data):
-            yield (first, second), base
-        return
+def _big_packs(zmap: ZMap, first: int, data: bytes, lcn: int) -> Iterator[list[Entry]]:
     for packed, base in _BIG_PACK.iter_unpack(data):
-        stream = int.from_bytes(packed, "little")
-        yield [stream >> shift & 0x3FFF for shift in _BIG_SHIFTS], base
+        slots = int.from_bytes(packed, "little")
+        pack = _decode_runs(zmap, slots, base) if lcn <= first else None
+        if pack is None:
+            values = [slots >> shift & _SLOT_MASKS[1] for shift in _BIG_SHIFTS]
+            pack = _decode_pack(zmap, first, values, base)[max(lcn - first, 0) :]
+        yield pack
+        first += _BIG_SLOTS
+
+
+def _decode_runs(zmap: ZMap, slots: int, block: int) -> list[Entry] | None:
+    """Decode a large pack with all NONHEADs of an extent at once. None if it needs `_decode_pack`: because they are not
+    what they usually are, or are very far from their head."""
+    heads = (slots ^ _NONHEADS[_BIG_SLOTS]) & _KINDS
+    pending = 0 if zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1 else 1
+    pack: list[Entry] = []
+    slot = distance = 0  # distance back to the head, for the slot before
+    while slot < _BIG_SLOTS:
+        rest = slots >> _SLOT_BITS * slot
+        kind, lo = rest >> _BIG_LOBITS & _TYPE_MASK, rest & _BIG_LO_MASK
+        if kind != ondisk.LCLUSTER_NONHEAD:
+            block += pending
+            pending, distance = 1, 0
+            pack.append(Entry(kind, lo, block, False, -1))
+            slot += 1
+        elif lo & ondisk.D0_CBLKCNT:
+            blocks = lo & ~ondisk.D0_CBLKCNT
+            block += blocks
+            pending, distance = 0, 1
+            pack.append(Entry(kind, 1, blocks, False, -1))
+            slot += 1
+        else:
+            following = heads >> _SLOT_BITS * slot
+            count = ((following & -following).bit_length() - 1) // _SLOT_BITS if following else _BIG_SLOTS - slot
+            slot += count
+            ahead = slots >> _SLOT_BITS * (_BIG_SLOTS - 1) & _BIG_LO_MASK if slot == _BIG_SLOTS else -1
+            alike = count - (ahead >= 0)  # the last slot of a pack holds the forward distance
+            if lo + count > ondisk.DELTA_MAX or ahead > ondisk.DELTA_MAX:
+                return None
+            if rest & _SLOT_MASKS[alike] != _NONHEADS[alike] + _RAMPS[alike] + lo * _ONES[alike]:
+                return None
+            pack.append(Entry(kind, lo if alike else distance + 1, -1, False, ahead, count))
+    return pack
 
 
 def _decode_pack(zmap: ZMap, first: int, values: Iterable[int], block: int) -> list[Entry]:

@@ -10,11 +10,11 @@ from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.cut_rules import Tails
 from erofs_edge.erofs.files import FileStore
+from erofs_edge.erofs.malloc import give_back_free_memory, give_back_large_memory
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.packed import add_packed_node, set_packed_content
 from erofs_edge.erofs.piece import Stored
 from erofs_edge.erofs.plan import PACKED_PATH, Plan
-from erofs_edge.erofs.processes import give_back_free_memory, give_back_large_memory
 
 if TYPE_CHECKING:  # imported late, for builds with a baseline only
     from erofs_edge.erofs.baseline import Baseline

@@ -24,6 +24,7 @@ from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
 from erofs_edge.erofs.mapheader import ZMap, read_zmap
 from erofs_edge.erofs.remembered import RememberedExtents
 from erofs_edge.erofs.superblock import SuperInfo, read_superblock
+from erofs_edge.erofs.walk import WalkLimits
 from erofs_edge.erofs.xattrs import XattrArea, prefix_table_size, read_prefixes, read_xattrs
 from erofs_edge.erofs.zmap import compressed_extents
 from erofs_edge.errors import ErofsEdgeError
@@ -31,7 +32,6 @@ from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.tree import FileTree, Inode
 
 SYMLINK_MAX = 4095
-DEPTH_MAX = 2048  # directories; a path of PATH_MAX bytes cannot go deeper
 SYMLINKS_FOLLOWED_MAX = 40
 CACHE_BYTES = 32 << 20
 PIECE = 1 << 20  # bytes yielded at a time when streaming
@@ -175,29 +175,43 @@ class Image:
         directories together are larger than an image of this size can hold.
         """
         top = top if top is not None else self.inode(self.root_nid)
-        seen = {top.nid}
-        budget = 16 * self.backing.end + PIECE
+        limits = WalkLimits(top, self.backing.end)
         stack: list[tuple[bytes, DiskInode, int]] = [(b"", top, 0)]
         while stack:
             path, inode, depth = stack.pop()
             yield path, inode
             if not inode.is_dir:
                 continue
-            budget -= inode.size
-            if budget < 0:
-                raise broken("directories are larger than the image can hold", inode.offset)
-            if depth >= DEPTH_MAX:
-                raise broken(f"directories are nested deeper than {DEPTH_MAX}", inode.offset)
+            limits.enter(inode, depth)
             prefix = path + b"/" if path else b""
             children = []
             for entry in self.listdir(inode):
                 child = self.child(entry)
                 if child.is_dir:
-                    if child.nid in seen:
-                        raise broken(f"directory {child.nid} is reached twice", inode.offset)
-                    seen.add(child.nid)
+                    limits.find(child, inode)
                 children.append((prefix + entry.name, child, depth + 1))
             stack += reversed(children)
+
+    def directories(self, top: DiskInode) -> Iterator[tuple[bytes, DiskInode, list[Dirent]]]:
+        """Yield (path, inode, entries of anything but directories) for a directory and each one below it, parents
+        first; `top` is b"". The inodes of those entries are not read. Raises ErofsFormatError as `walk` does.
+        """
+        limits = WalkLimits(top, self.backing.end)
+        stack: list[tuple[bytes, DiskInode, int]] = [(b"", top, 0)]
+        while stack:
+            path, inode, depth = stack.pop()
+            limits.enter(inode, depth)
+            prefix = path + b"/" if path else b""
+            below, others = [], []
+            for entry in self.listdir(inode):
+                if entry.file_type != ondisk.FILE_TYPES[stat.S_IFDIR]:
+                    others.append(entry)
+                    continue
+                child = self.child(entry)
+                limits.find(child, inode)
+                below.append((prefix + entry.name, child, depth + 1))
+            yield path, inode, others
+            stack += reversed(below)
 
     def child(self, entry: Dirent) -> DiskInode:
         """Return the inode of a directory entry. Raises ErofsFormatError if their types differ."""

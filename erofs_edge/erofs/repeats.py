@@ -18,9 +18,9 @@ from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import COMPRESSED_MAGIC
 from erofs_edge.erofs.contents import PIECE, read_piece
+from erofs_edge.erofs.malloc import give_back_free_memory
 from erofs_edge.erofs.ondisk import FULL_INDEX
 from erofs_edge.erofs.plan import Node
-from erofs_edge.erofs.processes import give_back_free_memory
 from erofs_edge.threads import Threads
 
 if TYPE_CHECKING:

@@ -54,9 +54,12 @@ class _Run(NamedTuple):
 def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
     """Yield the runs described by the entries from lcluster `lcn` on, which starts with a head."""
     bits = zmap.lcluster_bits
+    longest = -(-ondisk.EXTENT_MAX >> bits)  # lclusters, rounded up
     head: Entry | None = None
     head_lcn, blocks, start = lcn, 1, 0
-    for number, entry in enumerate(found, lcn):
+    following = lcn
+    for entry in found:
+        number, following = following, following + entry.length
         if entry.kind == ondisk.LCLUSTER_NONHEAD:
             distance = number - head_lcn
             if head is None or (entry.offset != distance and not entry.offset == ondisk.DELTA_MAX < distance):
@@ -65,9 +68,8 @@ def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
                 blocks = _blocks_of(zmap, head, entry, number)
             elif entry.block >= 0:
                 raise wrong(zmap, number, "gives a count of blocks out of place")
-            is_hole = head.block < 0 or not blocks
-            if distance << bits >= ondisk.EXTENT_MAX and zmap.fragment < 0 and not is_hole:
-                raise wrong(zmap, number, "makes its extent longer than 12 MiB")
+            if following - head_lcn > longest and zmap.fragment < 0 and head.block >= 0 and blocks:
+                raise wrong(zmap, head_lcn + longest, "makes its extent longer than 12 MiB")
             continue
         if entry.offset >> bits or (entry.offset and not number):
             raise wrong(zmap, number, f"starts an extent at offset {entry.offset}")
@@ -85,17 +87,20 @@ def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
     A distance of 0 stands for 1: mkfs before 1.0 wrote it.
     """
     told = -1  # where the next head is announced
-    for lcn, entry in enumerate(found):
+    lcn = 0
+    for entry in found:
         if entry.kind != ondisk.LCLUSTER_NONHEAD:
             if told not in (-1, lcn):
                 raise wrong(zmap, lcn, f"starts an extent where none was announced before cluster {told}")
             told = -1
         elif entry.ahead >= 0 and entry.ahead != ondisk.DELTA_MAX:  # DELTA_MAX means saturated
-            here = lcn + (entry.ahead or 1)
+            last = lcn + entry.length - 1
+            here = last + (entry.ahead or 1)
             if told not in (-1, here):
-                raise wrong(zmap, lcn, f"announces an extent at cluster {here}, another one at {told}")
+                raise wrong(zmap, last, f"announces an extent at cluster {here}, another one at {told}")
             told = here
         yield entry
+        lcn += entry.length
     if told > zmap.lclusters:
         raise wrong(zmap, zmap.lclusters - 1, f"announces an extent at cluster {told} behind the end")
 

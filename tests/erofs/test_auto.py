@@ -135,7 +135,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_auto import choose
 from writer_trees import file, mixed
-from erofs_edge.erofs.processes import LARGE
+from erofs_edge.erofs.malloc import LARGE
 from erofs_edge.tree import FileTree
 
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # malloc.h

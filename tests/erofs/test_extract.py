@@ -187,6 +187,24 @@ def test_names_cannot_lead_out(old: bytes, new: bytes, tmp_path: Path, oracle: O
     assert list((tmp_path / "outside").iterdir()) == []
 
 
+def test_the_type_of_every_name_must_be_that_of_its_inode(tmp_path: Path, oracle: Oracle) -> None:
+    """Also that of further names of a file, which are only linked."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "first").write_bytes(b"content")
+    (source / "second").hardlink_to(source / "first")
+    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, ["-T1"])
+    with Image(path) as image:
+        second = next(entry for entry in image.listdir(image.inode(image.root_nid)) if entry.name == b"second")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(second.nid.to_bytes(8, "little"))
+    assert data[at + 10] == second.file_type
+    data[at + 10] = 5
+    path.write_bytes(seal(data))
+    with Image(path) as image, pytest.raises(ErofsFormatError, match="b'second' has type 5"):
+        extract(image, tmp_path / "out")
+
+
 def test_a_symlink_put_in_the_way_is_not_followed(
     tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

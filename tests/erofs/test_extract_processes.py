@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,28 @@ from treediff import diff, scan
 from erofs_edge.erofs import extract as extraction
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.extract import extract
-from erofs_edge.erofs.processes import forked
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+from erofs_edge.forks import TASK_MAX, in_processes
 
 Oracle = Callable[[str], str]
 
 
 @pytest.fixture(autouse=True)
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Forks even for small images, whatever threads the test runner has; yields how many shares were forked."""
-    shares: list[int] = []
+    """Forks even for small images, whatever threads the test runner has; yields how many processes were forked."""
+    counts: list[int] = []
 
-    def counted(parts: list[list[object]], work: Callable[[object], object]) -> object:
-        shares.append(len(parts))
-        return forked(parts, work)
+    def counted(
+        tasks: Iterable[object], count: int, work: Callable[[int, Iterator[object]], Iterator[object]]
+    ) -> object:
+        counts.append(count)
+        return in_processes(tasks, count, work)
 
     monkeypatch.setattr(extraction, "_WORTH_FORKING", 0)
     monkeypatch.setattr(extraction, "may_fork", lambda: True)
-    monkeypatch.setattr(extraction, "forked", counted)
-    return shares
+    monkeypatch.setattr(extraction, "in_processes", counted)
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +97,11 @@ def test_a_process_that_is_killed(path: Path, tmp_path: Path, monkeypatch: pytes
 def test_processes_end_with_one_that_is_killed() -> None:
     script = (
         "import os, signal, time\n"
-        "from erofs_edge.erofs.processes import forked\n"
-        "def work(task):\n"
-        "    if task: time.sleep(300)\n"
-        "for _ in forked([[0, 1], [0, 1]], work): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from erofs_edge.forks import in_processes\n"
+        "def work(number, tasks):\n"
+        "    if number: yield 0\n"
+        "    time.sleep(300)\n"
+        "for _ in in_processes([], 2, work): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL  # and whoever had its output open is gone, too
@@ -107,22 +111,82 @@ def test_a_process_that_is_late_ends_too() -> None:
     """Its parent was killed before the child could ask to be notified of that."""
     script = (
         "import os, signal, time\n"
-        "from erofs_edge.erofs import processes\n"
-        "ask = processes.end_with_parent\n"
+        "from erofs_edge import forks\n"
+        "ask = forks.end_with_parent\n"
         "def late(parent): time.sleep(0.5); ask(parent)\n"
-        "processes.end_with_parent = late\n"
+        "forks.end_with_parent = late\n"
         "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
         "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
-        "list(processes.forked([[0], [0]], lambda task: time.sleep(300)))\n"
+        "list(forks.in_processes([], 2, lambda *_: time.sleep(300)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
-def test_where_the_limit_could_be_passed_threads_share_its_account(
-    path: Path, tmp_path: Path, forks: list[int]
-) -> None:
-    with Image(path) as image, pytest.raises(ErofsFormatError, match="limit"):
-        extract(image, tmp_path / "out", jobs=2, limit=1_000_000)
-    assert forks == []
-    assert os.listdir(tmp_path) == []
+def test_processes_share_the_account_of_what_may_be_written(path: Path, tmp_path: Path, forks: list[int]) -> None:
+    with Image(path) as image:
+        files = {inode.nid: inode for _, inode in image.walk() if stat.S_ISREG(inode.mode)}
+        size = sum(len(data) for inode in files.values() for _, data in image.stream(inode))
+        extract(image, tmp_path / "just", jobs=3, limit=size)
+        with pytest.raises(ErofsFormatError, match="limit"):
+            extract(image, tmp_path / "out", jobs=3, limit=size - 1)
+    assert forks == [3, 3]
+    assert os.listdir(tmp_path) == ["just"]
+
+
+def test_every_task_is_done_once_and_only_as_processes_take_them() -> None:
+    """Slow processes hold up whoever makes the tasks: not all are in memory at once."""
+    made: list[int] = []
+
+    def tasks() -> Iterator[tuple[int, bytes]]:
+        for number in range(100):
+            made.append(number)
+            yield number, bytes(TASK_MAX // 2)
+
+    def work(_number: int, tasks: Iterator[tuple[int, bytes]]) -> Iterator[int]:
+        for number, data in tasks:
+            assert not any(data)
+            yield number
+
+    results = in_processes(tasks(), 3, work)
+    done = [next(results)]
+    assert len(made) < 50
+    assert sorted(done + list(results)) == made == list(range(100))
+
+
+def test_results_larger_than_a_pipe_arrive() -> None:
+    """While the caller sends tasks, processes report: neither waits for the other."""
+
+    def work(number: int, tasks: Iterator[bytes]) -> Iterator[bytes]:
+        for task in tasks:
+            yield bytes([number]) * (1 << 20) + task
+
+    results = list(in_processes([b"%d" % n for n in range(64)], 2, work))
+    assert sorted(int(result[1 << 20 :]) for result in results) == list(range(64))
+    assert all(result[: 1 << 20].count(result[0]) == 1 << 20 for result in results)
+
+
+def test_a_failure_ends_all_even_while_tasks_are_left() -> None:
+    def work(number: int, tasks: Iterator[int]) -> Iterator[int]:
+        for task in tasks:
+            if task == 5:
+                raise CapacityError("no room", where=f"process {number}")
+            yield task
+
+    def tasks() -> Iterator[int]:
+        number = 0
+        while True:
+            number += 1
+            yield number
+
+    with pytest.raises(CapacityError, match="no room"):
+        list(in_processes(tasks(), 2, work))
+
+
+def test_a_failure_to_make_tasks_ends_all() -> None:
+    def tasks() -> Iterator[int]:
+        yield 1
+        raise ErofsFormatError("directories are nested deeper than 2048")
+
+    with pytest.raises(ErofsFormatError, match="nested"):
+        list(in_processes(tasks(), 2, lambda _number, tasks: tasks))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-from erofs_edge.erofs.processes import give_back_free_memory
+from erofs_edge.erofs.malloc import give_back_free_memory
 
 def resident():
     with open("/proc/self/statm") as file:
