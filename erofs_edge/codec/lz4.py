@@ -231,7 +231,12 @@ _loading = threading.Lock()
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """Decode `size` bytes from one raw LZ4 block.
+    """Decode `size` bytes from one raw LZ4 block. See `decompress_lent`."""
+    return bytes(decompress_lent(data, size, partial=partial))
+
+
+def decompress_lent(data: bytes, size: int, *, partial: bool = False) -> bytes | memoryview:
+    """Decode `size` bytes from one raw LZ4 block into memory that the thread's next call overwrites.
 
     The block must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there. Allocates
     `size` bytes and no more, whatever the block says. Raises FormatError on anything else.
@@ -254,7 +259,7 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
     if got != size:
         detail = f"decodes to {got} bytes, not {size}" if got >= 0 else f"is corrupt (wanted {size} bytes)"
         raise FormatError(f"LZ4 block of {len(data)} bytes {detail}")
-    return ctypes.string_at(address, size)
+    return memoryview(buffer).cast("B")[:size]
 
 
 def _without_library(data: bytes, size: int, partial: bool) -> bytes:

@@ -23,6 +23,7 @@ from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.inplace import InPlace, obstacle
+from erofs_edge.erofs.output_limit import output_limit_of
 from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
 from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprints
@@ -69,18 +70,6 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.errors
-
-
-def output_limit(image_size: int) -> int:
-    """Return how many bytes an image of this size may decode to before it counts as a bomb (LZ4: at most 255:1)."""
-    return 256 * image_size + (1 << 30)
-
-
-def output_limit_of(image: Image) -> int:
-    """Return the same limit for an image including its available extra devices."""
-    devices = enumerate(image.superblock.devices, 1)
-    blocks = sum(device.blocks for number, device in devices if number not in image.missing_devices)
-    return output_limit(image.superblock.size + (blocks << image.superblock.raw.blkszbits))
 
 
 def check(
@@ -442,7 +431,7 @@ class _Check:
         for extent, path in batch:
             try:
                 if extent.kind is Kind.ENCODED:
-                    decode(backing, self.info, extent)
+                    decode(backing, self.info, extent, lent=True)
                 elif not extent.inline and extent.kind is Kind.RAW and extent.size > extent.length:
                     rest = backing.read(extent.address + extent.length, extent.size - extent.length, "padding")
                     if rest.count(0) != len(rest):

@@ -13,33 +13,35 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erofs_edge.erofs import folders
 from erofs_edge.erofs.backing import place
-from erofs_edge.erofs.check import output_limit_of
 from erofs_edge.erofs.dirents import Dirent
 from erofs_edge.erofs.folders import Folder, Folders
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.ondisk import EXTENT_MAX
+from erofs_edge.erofs.output_limit import output_limit_of
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
 from erofs_edge.forks import in_processes, may_fork
 from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.writing import NO_SPACE, folder_beside
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 _BATCH_FILES = 16
 _REPORTED_BATCHES = 128  # of a process; each report costs a message
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
 _PATH_MAX = 16 << 10  # bytes; together with the names of a batch, less than a message to a process
 _SKIPPED_MAX = 1000
-_ZEROS = bytes(EXTENT_MAX)
+_ZEROS = memoryview(bytes(EXTENT_MAX))
 _NO_SUCH_NAMES = "this system has no such names"
 _NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD on Windows
 
@@ -208,6 +210,8 @@ class _Extraction:
                 self.report.add(self._write_batch(batch))
 
     def _on_threads(self, batches: Iterable[_Batch]) -> Iterator[ExtractReport]:
+        from concurrent.futures import ThreadPoolExecutor
+
         pending: deque[Future[ExtractReport]] = deque()
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
@@ -293,9 +297,9 @@ class _Extraction:
         fd = os.open(folder.prefix + name, folders.CREATE, 0o600, dir_fd=folder.fd)
         try:
             position = 0
-            for offset, data in self.image.stream(inode):
+            for offset, data in self.image.stream(inode, lent=True):
                 self._spend(len(data), inode)
-                if not data[0] and _ZEROS.startswith(data):
+                if not data[0] and data == _ZEROS[: len(data)]:
                     continue
                 if offset != position:
                     os.lseek(fd, offset, os.SEEK_SET)
@@ -416,7 +420,7 @@ def _keep(report: ExtractReport, path: bytes, what: str, keep: Callable[[], None
         report.skip(path, f"{what}: {getattr(error, 'strerror', None) or error}")
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | memoryview) -> None:
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])

@@ -20,6 +20,7 @@ from erofs_edge.errors import ErofsFormatError
 _WINDOW = 512  # full entries or packs read at once
 _TYPE_MASK = 0x3
 _SMALL_PACK = Struct("<HHI")
+_SMALL_SLOTS = 2
 _BIG_PACK = Struct("<28sI")
 _BIG_SLOTS, _SLOT_BITS, _BIG_LOBITS = 16, 14, 12
 _BIG_SHIFTS = range(0, _BIG_SLOTS * _SLOT_BITS, _SLOT_BITS)
@@ -67,9 +68,9 @@ def _sections(zmap: ZMap) -> list[_Section]:
     four, two = zmap.four_byte, zmap.two_byte
     middle = zmap.position + four * 4
     return [
-        _Section(0, four, 2, 8, zmap.position),
-        _Section(four, two, 16, 32, middle),
-        _Section(four + two, zmap.lclusters - four - two, 2, 8, middle + two * 2),
+        _Section(0, four, _SMALL_SLOTS, _SMALL_PACK.size, zmap.position),
+        _Section(four, two, _BIG_SLOTS, _BIG_PACK.size, middle),
+        _Section(four + two, zmap.lclusters - four - two, _SMALL_SLOTS, _SMALL_PACK.size, middle + two * 2),
     ]
 
 
@@ -124,10 +125,16 @@ def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[En
             first = section.first + start * section.per_pack
             if section.per_pack == _BIG_SLOTS:  # all of these are full
                 yield from _big_packs(zmap, first, data, lcn)
-                continue
-            for *values, base in _SMALL_PACK.iter_unpack(data):
-                yield _decode_pack(zmap, first, values, base)[max(lcn - first, 0) : end - first]
-                first += section.per_pack
+            else:
+                yield _small_packs(zmap, first, data)[max(lcn - first, 0) : end - first]
+
+
+def _small_packs(zmap: ZMap, first: int, data: bytes) -> list[Entry]:
+    found = []
+    for one, two, base in _SMALL_PACK.iter_unpack(data):
+        found += _decode_pack(zmap, first, (one, two), base)
+        first += _SMALL_SLOTS
+    return found
 
 
 def _big_packs(zmap: ZMap, first: int, data: bytes, lcn: int) -> Iterator[list[Entry]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import overload
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import METABOX, Backing, Window, broken
@@ -267,16 +268,20 @@ class Image:
             pieces.append(self._part(extent, first, min(end - extent.start, extent.length)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]:
+    @overload
+    def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]: ...
+    @overload
+    def stream(self, inode: DiskInode, *, lent: bool) -> Iterator[tuple[int, bytes | memoryview]]: ...
+    def stream(self, inode: DiskInode, *, lent: bool = False) -> Iterator[tuple[int, bytes | memoryview]]:
         """Yield (offset, bytes) of the content in order, decoded once, in pieces of at most EXTENT_MAX, without holes.
 
-        Raises ErofsFormatError.
+        `lent`: each piece may be overwritten when the thread decodes the next one. Raises ErofsFormatError.
         """
         for extent in self.extents(inode):
             if extent.kind is Kind.HOLE:
                 continue
             if extent.kind in (Kind.ENCODED, Kind.ROTATED):
-                yield extent.start, decode(self.backing, self.superblock, extent)
+                yield extent.start, decode(self.backing, self.superblock, extent, lent=lent)
                 continue
             for first in range(0, extent.length, PIECE):
                 yield extent.start + first, self._part(extent, first, min(first + PIECE, extent.length))

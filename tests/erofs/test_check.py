@@ -232,7 +232,7 @@ def test_blocks_may_be_shared_where_the_image_says_so(tmp_path: Path, oracle: Or
 
 
 def test_an_image_that_decodes_to_too_much(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erofs_edge.erofs.check.output_limit", lambda size: 100_000)
+    monkeypatch.setattr("erofs_edge.erofs.output_limit.output_limit", lambda size: 100_000)
     assert any("far more data" in finding.message for finding in patient.check().errors)
 
 

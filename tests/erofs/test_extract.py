@@ -285,7 +285,7 @@ def test_data_on_extra_devices_counts_as_what_is_there(tmp_path: Path, monkeypat
     made.add("file", Inode(0o100644, content=BytesContent(random.Random(1).randbytes(300_000))))
     blob = tmp_path / "blob"
     write_image(made, tmp_path / "image", WriteOptions(compression="none", blob=blob))
-    monkeypatch.setattr("erofs_edge.erofs.check.output_limit", lambda size: size)
+    monkeypatch.setattr("erofs_edge.erofs.output_limit.output_limit", lambda size: size)
     with Image(tmp_path / "image", devices=[blob]) as image:
         assert extract(image, tmp_path / "out").data_bytes == 300_000 > image.superblock.size
     assert not check(tmp_path / "image", devices=[blob]).findings
