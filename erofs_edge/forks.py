@@ -127,17 +127,22 @@ def _exchange(messages: Iterator[bytes], feed: socket.socket, pipes: list[int]) 
                 else:
                     yield value
                 continue
-            try:
-                if message:
-                    feed.send(message)
-                    message = next(messages, b"")
-                    continue
-            except BlockingIOError:
-                continue
-            except ConnectionError:  # all have ended; their pipes tell why
-                pass
-            poll.unregister(feed)
-            feed.close()
+            if message and _sent(feed, message):
+                message = next(messages, b"")
+            if not message:
+                poll.unregister(feed)
+                feed.close()
+
+
+def _sent(feed: socket.socket, message: bytes) -> bool:
+    """Send a message if there is room for it. If all processes have ended, it is lost, and their pipes tell why."""
+    try:
+        feed.send(message)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
 
 
 def _received(pipe: int) -> tuple[str, Any]:

@@ -154,12 +154,12 @@ class _Batch(NamedTuple):
 class _Allowance:
     """Bytes of content that may still be written, counted together by threads and forked processes.
 
-    `counter`: the one to use of several, one per process.
+    `counter`: the one that this process uses; 0 is that of the process which forks.
     """
 
-    def __init__(self, limit: int, counters: int) -> None:
+    def __init__(self, limit: int, processes: int) -> None:
         self._limit = limit
-        self._spent = memoryview(mmap.mmap(-1, 8 * counters)).cast("Q")
+        self._spent = memoryview(mmap.mmap(-1, 8 * (1 + processes))).cast("Q")
         self._lock = threading.Lock()
         self.counter = 0
 
@@ -274,7 +274,7 @@ class _Extraction:
 
     def _write_batches(self, number: int, batches: Iterator[_Batch]) -> Iterator[ExtractReport]:
         """Write the batches that process `number` gets."""
-        self.allowance.counter = number
+        self.allowance.counter = 1 + number
         for batch in batches:
             report = self._write_batch(batch)
             for another in islice(batches, _REPORTED_BATCHES):
