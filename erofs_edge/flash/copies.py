@@ -15,7 +15,8 @@ from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
-from erofs_edge.flash.survey import DIGEST_BYTES, WINDOW, Findings, Older, chunks, digest, holds
+from erofs_edge.flash.proof import hold
+from erofs_edge.flash.survey import DIGEST_BYTES, WINDOW, Findings, Older, chunks, digest
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, read_layout
 
@@ -36,7 +37,7 @@ def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> di
             return {}
         for slot in layout.slots:
             regions = plan_slot(old, there, slot).contents
-            if slot != plan.update.slot.lower() and all(holds(region, old, target) for region in regions):
+            if slot != plan.update.slot.lower() and hold(regions, old, target):
                 return dict(zip(plan.contents, (_content(region, old) for region in regions), strict=True))
     return {}
 

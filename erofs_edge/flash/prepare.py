@@ -12,9 +12,10 @@ from erofs_edge.errors import DeviceRefusedError, UsageError, VerificationError
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
+from erofs_edge.flash.proof import hold
 from erofs_edge.flash.resemblance import refuse_other_file, resembles
 from erofs_edge.flash.slot_state import Record, SlotUpdate
-from erofs_edge.flash.survey import Findings, Step, compare, everything, holds
+from erofs_edge.flash.survey import Findings, Step, compare, everything
 from erofs_edge.flash.target import Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record, refuse_misfit
 
@@ -92,7 +93,7 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
             running = slots.active(record.state).lower()
             plan = plan_slot(source, layout, running)
             with step(f"Comparing slot {running}"):
-                right = all(holds(region, source, target) for region in plan.contents)
+                right = hold(plan.contents, source, target)
             if right:
                 return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
         try:

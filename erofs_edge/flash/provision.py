@@ -27,6 +27,8 @@ BOARD_NAME = "provisioning"
 PIECE = 4 << 20  # bytes of a request to the control export, each of which costs two processes on the device
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for it
 ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes covered by one query for zeros, and the same for older systems
+PROOF = 32 << 20
+"""bytes hashed by one process if only the whole counts: each of the board's processors has that much in memory"""
 AT_ONCE = 8  # number of such queries in one request
 LITTLE = 16 << 20  # bytes that one process checks as quickly as a second one starts
 SINGLE = control.ITEMS_MAX - 2  # asked for singly; a request also has one `blocks` and one item for the medium
@@ -92,6 +94,8 @@ class ProvisionTarget(NbdTarget):
         """seconds of the fastest request so far"""
         self._byte: float | None = None
         """least seconds to unpack a byte; None until the board has been asked"""
+        self._due = ""
+        """the request to be the only one who writes, if it is still to be made"""
         self._hash = "sha256"
         if said := control.described(disk.export.description):
             self._board, self._byte = (said.serial, said.names), said.effort
@@ -111,21 +115,17 @@ class ProvisionTarget(NbdTarget):
         return plain._replace(kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
 
     def claim(self) -> None:
-        """The board remembers who is writing until the connection ends."""
+        """The board remembers who is writing until the connection ends. It is told with the next request, but before
+        anything is written; until then nothing depends on its answer."""
         super().claim()
         user = str(os.getuid())
         with suppress(KeyError, OSError):  # a number without a name
             user = getpass.getuser()
-        try:
-            (said,) = self._ask([f"hold {control.name_of_holder(user, platform.node(), os.getpid())}"])
-        except OSError:  # an older system does not support this
-            return
-        if holder := control.holder(said):
-            raise DeviceRefusedError(
-                f"another host is writing to this board: {holder}",
-                where=self.identity.path,
-                hint="wait for it to finish, or stop it there",
-            )
+        self._due = f"hold {control.name_of_holder(user, platform.node(), os.getpid())}"
+        if self._hash != BLAKE2B:  # an older system may not support this, and would answer nothing else either
+            with suppress(OSError):
+                self._ask([])
+            self._due = ""
 
     @property
     def abilities(self) -> Ability:
@@ -142,6 +142,7 @@ class ProvisionTarget(NbdTarget):
     @property
     def effort(self) -> Effort:
         """Asks the board once; it runs a trial, which takes about a second on an emulated board."""
+        self._hold()
         if self._byte is None:
             quickest, self._byte = self._least, 0.0
             with suppress(OSError):  # an older system
@@ -197,6 +198,18 @@ class ProvisionTarget(NbdTarget):
         found = self.digests(pieces)
         return [digest == zero_digest(self.hash_name, size) for digest, (_, size) in zip(found, pieces, strict=True)]
 
+    @property
+    def proof(self) -> int:
+        return PROOF if self._hash == BLAKE2B else 0
+
+    def prove(self, data: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> tuple[list[bytes], bool]:
+        parts = [share for hole in zeros for share in shares(*hole, self._span)]
+        items = [f"hash {offset} {length} {self._hash}" for offset, length in data]
+        lines = self._fresh([*items, *(f"zeros {offset} {length}" for offset, length in parts)])
+        width = control.DIGESTS[self._hash]
+        found = [_digest(line, width) for line in lines[: len(items)]]
+        return found, all(line == "zeros" for line in lines[len(items) :])
+
     def copy(self, source: int, offset: int, length: int) -> None:
         self._ask([f"copy {source} {offset} {length}"])
 
@@ -214,6 +227,18 @@ class ProvisionTarget(NbdTarget):
     def holds(self, offset: int, want: bytearray) -> bool:
         self._fresh()
         return super().holds(offset, want)
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        self._hold()
+        return super().write(offset, data)
+
+    def send(self, offset: int, file: int, at: int, length: int) -> bool:
+        self._hold()
+        return super().send(offset, file, at, length)
+
+    def zero(self, offset: int, length: int) -> None:
+        self._hold()
+        super().zero(offset, length)
 
     def flush(self) -> None:
         """The board drops its cached data only when the medium is next queried, which may never happen."""
@@ -236,15 +261,30 @@ class ProvisionTarget(NbdTarget):
         self._stale = False
         return answers[1:]
 
+    def _hold(self) -> None:
+        if self._due:
+            self._ask([])
+
     def _ask(self, items: Sequence[str]) -> list[str]:
+        """Answers of the control export. Raises DeviceRefusedError if another host is writing and we want to."""
         self.settle()
+        due, self._due = self._due, ""
+        items = [due, *items] if due else items
         started = time.monotonic()
         with as_os_error():
             self._control.write(0, control.request(items))
             self._control.flush()
-            answers = control.answers(self._control.read(control.ANSWERS, control.answer_bytes(items)), items)
+            raw = self._control.read(control.ANSWERS, control.answer_bytes(items))
+            first = raw.partition(b"\n")[0].decode("ascii", "replace")
+            if due and first.startswith("held"):
+                raise DeviceRefusedError(
+                    f"another host is writing to this board: {control.holder(first)}",
+                    where=self.identity.path,
+                    hint="wait for it to finish, or stop it there",
+                )
+            answers = control.answers(raw, items)
         self._least = min(self._least, time.monotonic() - started)
-        return answers
+        return answers[1:] if due else answers
 
 
 def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import starmap
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.flash.comparing import CHUNK, Range, pieces
 from erofs_edge.flash.comparing import differences as by_reading
@@ -25,9 +25,12 @@ from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.threads import Threads
 
+if TYPE_CHECKING:
+    import hashlib
+
 WINDOW = 64 << 20  # bytes covered by one exchange of digests
 RANGES = 4096  # places in it, at most
-SMALL = 1 << 20  # bytes of a hole that is hashed with others, without checking what is there
+SMALL = 1 << 20  # bytes of a hole that is hashed with the data around it, or with others, and not searched for data
 NOWHERE = bytes(CHUNK)
 DIGEST_BYTES = {"sha256": 32, "sha256-232": 29, "blake2b": 64}
 
@@ -153,16 +156,41 @@ def differences(
 def _hashed(
     region: Region, image: Image, target: Target, told: Told, older: Older | None, steps: Sequence[int]
 ) -> Iterator[tuple[bool, int, int]]:
-    done, name = 0, target.hash_name
-    for window in _windows(region.data):
+    done, name, data = 0, target.hash_name, joined(region)
+    for window in _windows(data):
         want = _Digests(name, [(start, image.read(start - region.shift, end - start)) for start, end in window])
-        for first, last in _by_digest(target, steps, window, want, want.against(older)):
-            yield True, first, last
+        for found in _by_digest(target, steps, window, want, want.against(older)):
+            yield from _divided(*found, region.data)
         done += sum(end - start for start, end in window)
         told(done)
-    for window in _windows(_holes(region, target, SMALL)):
+    for window in _windows(_holes(region._replace(data=tuple(data)), target, SMALL)):
         for first, last in _by_digest(target, steps, window, lambda at, length: zero_digest(name, length)):
             yield False, first, last
+
+
+def joined(region: Region) -> list[Range]:
+    """The data with the small holes inside it: an image whose small holes are kept as such, as by `cp`, is not asked
+    about in many small pieces."""
+    found: list[Range] = []
+    for start, end in region.data:
+        if found and start - found[-1][1] <= SMALL:
+            found[-1] = found[-1][0], end
+        else:
+            found.append((start, end))
+    return found
+
+
+def _divided(start: int, end: int, data: Sequence[Range]) -> Iterator[tuple[bool, int, int]]:
+    """(whether it is data, start, end) of what a range has inside and between `data`."""
+    index = max(0, bisect_right(data, (start, end)) - 1)
+    while start < end:
+        while index < len(data) and data[index][1] <= start:
+            index += 1
+        first, last = data[index] if index < len(data) else (end, end)
+        is_data = first <= start
+        after = min(end, last if is_data else first)
+        yield is_data, start, after
+        start = after
 
 
 def _windows(ranges: Iterable[Range]) -> Iterator[list[Range]]:
@@ -204,10 +232,16 @@ def digest(name: str, data: bytes | memoryview) -> bytes:
     'crc32', four bytes, big-endian."""
     if name == "crc32":
         return zlib.crc32(data).to_bytes(4, "big")
+    made = start_digest(name)
+    made.update(data)
+    return made.digest()[: DIGEST_BYTES[name]]
+
+
+def start_digest(name: str) -> hashlib.blake2b | hashlib._Hash:
+    """An object of hashlib for that digest, except 'crc32'."""
     import hashlib  # OpenSSL takes milliseconds to load, and comparing by reading does not need it
 
-    made = hashlib.blake2b(data) if name == "blake2b" else hashlib.sha256(data)
-    return made.digest()[: DIGEST_BYTES[name]]
+    return hashlib.blake2b() if name == "blake2b" else hashlib.sha256()
 
 
 def _by_digest(

@@ -158,6 +158,16 @@ class Target(Protocol):
         ranges; the target splits them as its wire requires."""
         ...
 
+    @property
+    def proof(self) -> int:
+        """Bytes of the largest piece whose digest `prove` gives; 0 without `prove`."""
+        ...
+
+    def prove(self, data: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> tuple[list[bytes], bool]:
+        """HASH: in one exchange, what `digests` returns for `data`, and whether everything in `zeros` is zeros. Both
+        are (offset, length), of a total that the target reads in a few minutes."""
+        ...
+
     def copy(self, source: int, offset: int, length: int) -> None:
         """COPY: make bytes [offset, offset + length) equal to [source, source + length). The two must not overlap."""
         ...
@@ -263,6 +273,13 @@ class PlainTarget:
         return Effort()
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        raise _unable("hash")
+
+    @property
+    def proof(self) -> int:
+        return 0
+
+    def prove(self, data: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> tuple[list[bytes], bool]:
         raise _unable("hash")
 
     def copy(self, source: int, offset: int, length: int) -> None:

@@ -108,7 +108,7 @@ one() {
         hash) # OFFSET LENGTH DIGEST
             inside "$2" "$3" || { echo "error outside"; return; }
             by "$4" || { echo "error digest"; return; }
-            found=$(hashed "/run/data/$jobs" "$2" "$3") && echo "${found%% *}" || echo "error memory" ;;
+            found=$(hashed "/run/data/$runner" "$2" "$3") && echo "${found%% *}" || echo "error memory" ;;
         zeros) # OFFSET LENGTH
             inside "$2" "$3" || { echo "error outside"; return; }
             if zeros "$2" "$3"; then echo zeros; else echo data; fi ;;
@@ -148,32 +148,52 @@ one() {
     esac
 }
 
-# the answers of what is under way, in order
+# JOB…: each one is done by whichever of the runners, one on each processor, is free first; then their answers, in order
 settle() {
-    [ $jobs = 0 ] || wait
+    [ $# -gt 0 ] || return 0
+    rm -f /run/taken.*
+    runner=0
+    while [ $runner -lt "$cpus" ] && [ $runner -lt $# ]; do
+        runner=$((runner + 1))
+        run "$@" &
+    done
+    wait
     turn=0
-    while [ $turn -lt $jobs ]; do
+    while [ $turn -lt $# ]; do
         turn=$((turn + 1)) said=''
         read -r said < /run/answer.$turn
         : > /run/answer.$turn # what was answered once is no answer to anything else
         echo "${said:-error memory}"
     done
-    jobs=0
+}
+run() {
+    turn=0
+    for job; do
+        turn=$((turn + 1)) mine=yes
+        set -C # of several runners one makes this file
+        { true > /run/taken.$turn; } 2> /dev/null || mine=''
+        set +C
+        [ -n "$mine" ] || continue
+        # shellcheck disable=SC2086  # words of numbers
+        one $job > /run/answer.$turn
+    done
 }
 
-jobs=0
+set --
 while read -r line; do
     [ "$line" != . ] || break
-    # shellcheck disable=SC2086  # words of numbers
     case $line in
         hash* | zeros*)
-            jobs=$((jobs + 1))
-            one $line > /run/answer.$jobs &
-            [ $jobs -lt "$cpus" ] || settle ;;
-        *) settle; one $line ;;
+            set -- "$@" "$line"
+            [ $# -lt 64 ] || { settle "$@"; set --; } ;;
+        *)
+            settle "$@"
+            set --
+            # shellcheck disable=SC2086  # words of numbers
+            one $line ;;
     esac
 done < $control > /run/answers
-settle >> /run/answers
+settle "$@" >> /run/answers
 rm -f /run/data/*
 echo . >> /run/answers
 dd if=/run/answers of=$control bs=1M oflag=seek_bytes seek=$answers conv=notrunc 2> /dev/null
