@@ -13,7 +13,7 @@ help:
 	@echo "make fuzz   hostile EROFS images and signed containers, trees for the writer; FUZZ=\"--cases 1000000\", FUZZ_SIGNED, FUZZ_WRITER likewise"
 	@echo "make power-cuts  a million power cuts while simulated boards are flashed; CUTS=\"--cuts 10000\""
 	@echo "make compare  the stock system configured by its packages' own scripts in QEMU, against the declarative way"
-	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
+	@echo "make bench  the benchmarks against the peers (hours; docs/benchmarks.md); BENCH=\"--runs 1 --only reader.py\""
 
 demo:
 	@tools/bootstrap $(VENV)
@@ -53,7 +53,7 @@ compare:
 bench:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
-	$(VENV)/bin/python benchmarks/run.py
+	$(VENV)/bin/python benchmarks/run.py $(BENCH)
 
 fuzz:
 	@tools/bootstrap $(VENV) dev

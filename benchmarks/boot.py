@@ -9,16 +9,16 @@ Ours is measured until the EROFS root is mounted from dm-verity, and until the l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+from common import BOARD, arguments, build_board, heads, row
 
 from erofs_edge.boot.cpio import write_cpio
 from erofs_edge.boot.fdt import parse
@@ -35,7 +35,6 @@ from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import open_signer
 
-BOARD = Path("boards/qemu-aarch64.yaml")
 MARKS = {"bare": b"bare: shell", "root": b"erofs-edge: stage root", "login": b"login: "}
 LIMIT = 300.0
 
@@ -103,12 +102,8 @@ def seconds_until(command: list[str], marks: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
-    options = parser.parse_args()
-    edge = str(Path(sys.executable).with_name("erofs-edge"))
-    subprocess.run([edge, "build", str(BOARD), "-o", str(options.out), "--relock-if-gone"], check=True)
+    options = arguments(__doc__, runs=5, board=True).parse_args()
+    build_board(options.out)
     board, built, emulator = load_board(BOARD).value, load_built(options.out), find_qemu()
     rows: dict[str, list[float]] = {mark: [] for mark in MARKS}
     with tempfile.TemporaryDirectory(dir=options.out) as name:
@@ -120,15 +115,14 @@ def main() -> None:
                 for mark, value in found.items():
                     rows[mark].append(value)
     middle = {mark: median(values) for mark, values in rows.items()}
-    print("| QEMU start to | s | against the bare shell |")
-    print("| --- | --- | --- |")
+    heads("QEMU start to", "s", "against the bare shell")
     titles = {
         "bare": "bare initramfs shell (peer)",
         "root": "EROFS root mounted from dm-verity",
         "login": "login prompt",
     }
     for mark, title in titles.items():
-        print(f"| {title} | {middle[mark]:.2f} | {middle[mark] / middle['bare']:.2f}x |")
+        row(title, f"{middle[mark]:.2f}", f"{middle[mark] / middle['bare']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -6,42 +6,36 @@ usage: python benchmarks/command.py [--runs N] [--out FOLDER]
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from statistics import median
 
-EDGE = str(Path(sys.executable).with_name("erofs-edge"))
+from common import BOARD, arguments, build_board, compiled, heads, measure, row
+
+INSTALLED = str(Path(sys.executable).with_name("erofs-edge"))
 
 
-def seconds(command: list[str], runs: int) -> float:
+def seconds(command: list[str], runs: int, env: dict[str, str]) -> float:
     """Return the median wall time of a command, after an uncounted first run."""
-    taken = []
-    for _ in range(runs + 1):
-        start = time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        taken.append(time.monotonic() - start)
-    return median(taken[1:])
+    return median([measure(command, env=env).wall for _ in range(runs + 1)][1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
-    options = parser.parse_args()
-    build = [EDGE, "build", "boards/qemu-aarch64.yaml", "-o", str(options.out), "--relock-if-gone"]
-    print("| command | s |")
-    print("| --- | --- |")
-    for title, command in (
-        ("`erofs-edge --help`", [EDGE, "--help"]),
-        ("`python -c pass` (floor)", [sys.executable, "-c", "pass"]),
-        ("`build`, everything cached, nothing changed", build),
-        ("`build --force`, everything cached", [*build, "--force"]),
-        ("`build --force --no-cache`, packages cached", [*build, "--force", "--no-cache"]),
-    ):
-        print(f"| {title} | {seconds(command, options.runs):.3f} |", flush=True)
+    options = arguments(__doc__, runs=5, board=True).parse_args()
+    build_board(options.out)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        env = compiled(Path(name))
+        build = [INSTALLED, "build", str(BOARD), "-o", str(options.out), "--relock-if-gone"]
+        heads("command", "s")
+        for title, command in (
+            ("`erofs-edge --help`", [INSTALLED, "--help"]),
+            ("`python -c pass` (floor)", [sys.executable, "-c", "pass"]),
+            ("`build`, everything cached, nothing changed", build),
+            ("`build --force`, everything cached", [*build, "--force"]),
+            ("`build --force --no-cache`, packages cached", [*build, "--force", "--no-cache"]),
+        ):
+            row(title, f"{seconds(command, options.runs, env):.3f}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ The second image has the largest files first (`--profile`). `diff` must find no 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
-EDGE = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()"]
+from common import EDGE, Run, arguments, heads, measure, row, tree_of
+
 FIRST = 60  # files at the front of the second image
 CLUSTERS = ("4096", "65536")
 
@@ -38,40 +36,25 @@ def pair(tree: Path, scratch: Path, cluster: str) -> tuple[Path, Path]:
     return made
 
 
-def run(old: Path, new: Path) -> tuple[float, float]:
-    """Return the (wall, user and system) seconds of one run."""
-    start, before = time.monotonic(), os.times()
-    done = subprocess.run([*EDGE, "diff", str(old), str(new), "--json"], capture_output=True, text=True, check=False)
-    wall, after = time.monotonic() - start, os.times()
-    told, _ = json.JSONDecoder().raw_decode(done.stdout)
+def run(old: Path, new: Path) -> Run:
+    """Run `diff` once. Stop unless it finds equal contents."""
+    taken = measure([*EDGE, "diff", str(old), str(new), "--json"], codes=(0, 5))
+    told, _ = json.JSONDecoder().raw_decode(taken.said)
     if not told["summary"][0].startswith("0 of ") or told["packages"]:
-        raise SystemExit(f"contents that are equal are told to differ: {told['summary']}")
-    return wall, after.children_user + after.children_system - before.children_user - before.children_system
+        raise SystemExit(f"contents that are equal are reported to differ: {told['summary']}")
+    return taken
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="what the images hold (default: benchmarks/corpus.py's)")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--scratch", type=Path)
-    options = parser.parse_args()
-    tree = options.tree or _corpus()
-    print("| lz4hc,9, pclusters of | MB | wall s | CPU s: least, median |")
-    print("| --- | --- | --- | --- |")
+    options = arguments(__doc__, runs=5, trees=1).parse_args()
+    tree = tree_of(options)
+    heads("lz4hc,9, pclusters of", "MB", "wall s", "CPU s: least, median")
     for cluster in CLUSTERS:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             old, new = pair(tree, Path(scratch), cluster)
-            taken = [run(old, new) for _ in range(options.runs)]
-            wall, cpu = median(one for one, _ in taken), sorted(two for _, two in taken)
+            wall, cpu = zip(*(run(old, new)[:2] for _ in range(options.runs)), strict=True)
             size = new.stat().st_size / 1e6
-            print(f"| {cluster} | {size:.1f} | {wall:.2f} | {cpu[0]:.2f}, {median(cpu):.2f} |", flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
+            row(cluster, f"{size:.1f}", f"{median(wall):.2f}", f"{min(cpu):.2f}, {median(cpu):.2f}")
 
 
 if __name__ == "__main__":

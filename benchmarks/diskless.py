@@ -17,15 +17,12 @@ With --boots: the seconds until the kernel starts, with the boot image by TFTP a
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+
+from common import BOARD, arguments, build_board, children, heads, medians, row, running
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
@@ -41,17 +38,9 @@ from erofs_edge.simulator.shaped import ShapedProxy
 from erofs_edge.trace.record import Trace, write_trace
 from erofs_edge.trust.signer import open_signer
 
-EDGE = str(Path(sys.executable).with_name("erofs-edge"))
-BOARD = Path("boards/qemu-aarch64.yaml")
 TIMEOUT = 900.0
 Runs = tuple[tuple[int, int], ...]
 CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
-
-
-def build(out: Path, *words: str) -> None:
-    """Build the board, unless it is up to date."""
-    command = [EDGE, "build", str(BOARD), "-o", str(out), "--relock-if-gone", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def start(
@@ -109,25 +98,15 @@ class Processors:
 
     def see(self, stage: str) -> None:
         if stage == "kernel" and not self._before:
-            self._before = _ended() + sum(map(_running, Path("/proc/self/task").glob("*/children")))
+            self._before = children() + sum(map(_running, Path("/proc/self/task").glob("*/children")))
 
     def seconds(self) -> float:
-        return _ended() - self._before
+        return children() - self._before
 
 
-def _ended() -> float:
-    """Return the CPU seconds of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _running(children: Path) -> float:
-    """Return the CPU seconds of running children, whichever thread started them: utime and stime of
-    proc_pid_stat(5)."""
-    ticks = 0
-    for child in children.read_text().split():
-        ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+def _running(listed: Path) -> float:
+    """Return the CPU seconds of running children, whichever thread started them."""
+    return sum(map(running, listed.read_text().split()))
 
 
 def diskless_start(out: Path, *, on_disk: bool) -> tuple[float, float]:
@@ -150,13 +129,12 @@ def pairs(out: Path, count: int) -> None:
         for name, kind in kinds.items():
             found[name].append(kind())
             print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    print("| start | s from the kernel on | CPU s | to the local disk: s / CPU s |\n| --- | --- | --- | --- |")
-    local, *_ = ([median(column) for column in zip(*rows, strict=True)] for rows in found.values())
+    heads("start", "s from the kernel on", "CPU s", "to the local disk: s / CPU s")
+    local, *_ = map(medians, found.values())
     for name, rows in found.items():
         texts = (", ".join(f"{value:.1f}" for value in column) for column in zip(*rows, strict=True))
-        middle = (median(column) for column in zip(*rows, strict=True))
-        ratios = (f"{a / b:.2f}x" for a, b in zip(middle, local, strict=True))
-        print(f"| {name} | {' | '.join(texts)} | {' / '.join(ratios)} |", flush=True)
+        ratios = (f"{a / b:.2f}x" for a, b in zip(medians(rows), local, strict=True))
+        row(name, *texts, " / ".join(ratios))
 
 
 def boots(out: Path, count: int) -> None:
@@ -169,57 +147,54 @@ def boots(out: Path, count: int) -> None:
             stages = {stage.stage: stage.seconds for stage in record.stages}
             rows.append(stages["slot"] - stages["u-boot"])
             size = record.fit_bytes
-    print(f"| boot image of {size / 1e6:.1f} MB | s, addressing by DHCP included |\n| --- | --- |")
+    heads(f"boot image of {size / 1e6:.1f} MB", "s, addressing by DHCP included")
     for http, rows in found.items():
-        print(f"| {'HTTP' if http else 'TFTP'} | {', '.join(f'{value:.1f}' for value in rows)} |")
+        row("HTTP" if http else "TFTP", ", ".join(f"{value:.1f}" for value in rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
-    parser.add_argument("--work", type=Path, help="Keep the second build and the traces here.")
-    parser.add_argument("--rate", type=float, default=20.0, help="Mbit/s")
-    parser.add_argument("--round-trip", type=float, default=20.0, help="ms")
-    parser.add_argument("--runs", type=int, default=1, help="Accepted as by the others; each start is made once.")
-    parser.add_argument("--pairs", type=int, default=0)
-    parser.add_argument("--boots", type=int, default=0)
+    parser = arguments(__doc__, board=True)
+    parser.add_argument("--work", type=Path, help="where to keep the second build and the traces")
+    parser.add_argument("--rate", type=float, default=20.0, help="Mbit/s (default: 20)")
+    parser.add_argument("--round-trip", type=float, default=20.0, help="ms (default: 20)")
+    parser.add_argument("--pairs", type=int, default=0, help="only so many starts of each kind")
+    parser.add_argument("--boots", type=int, default=0, help="only so many by TFTP and over HTTP")
     options = parser.parse_args()
     if options.pairs or options.boots:
-        build(options.out)
+        build_board(options.out)
         if options.pairs:
             pairs(options.out, options.pairs)
         if options.boots:
             boots(options.out, options.boots)
         return
     link = {"rate": options.rate * 1e6 / 8, "delay": options.round_trip / 2000}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        build(options.out)
+        build_board(options.out)
         local = smoke(load_board(BOARD).value, options.out, observer=Observer(TIMEOUT))
         plain, trace = start(options.out, Wish(trace=True))
         assert trace is not None
         write_trace(trace, work / "plain.trace")
-        build(work / "profiled", "--profile", str(work / "plain.trace"))
+        build_board(work / "profiled", "--profile", str(work / "plain.trace"))
         profiled, second = start(work / "profiled", Wish(trace=True))
         assert second is not None
         write_trace(second, work / "profiled.trace")
         slow, slow_requests, slow_bytes = slow_start(options.out, (), **link)
         ahead, ahead_requests, ahead_bytes = slow_start(work / "profiled", second.runs(), **link)
     of_local = since_kernel([(stage.stage, stage.seconds) for stage in local.stages if stage.stage != "checks"])
-    print("| start | s from the kernel on | requests | read | of the image | read/touched |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    print(f"| local disk | {of_local:.1f} | | | | |")
+    heads("start", "s from the kernel on", "requests", "read", "of the image", "read/touched")
+    row("local disk", f"{of_local:.1f}", "", "", "", "")
     for title, one in (("diskless", plain), ("diskless, laid out by a trace", profiled)):
-        print(
-            f"| {title} | {times(one):.1f} | {one.requests} | {one.bytes_read / 1e6:.2f} MB "
-            f"| {one.bytes_read / one.image_bytes:.1%} | {one.bytes_read / one.bytes_touched:.3f} |"
-        )
+        row(
+            title, f"{times(one):.1f}", one.requests, f"{one.bytes_read / 1e6:.2f} MB",
+            f"{one.bytes_read / one.image_bytes:.1%}", f"{one.bytes_read / one.bytes_touched:.3f}",
+        )  # fmt: skip
     for title, one, requests, size in (
         ("slow link", slow, slow_requests, slow_bytes),
         ("slow link, laid out and fetched ahead", ahead, ahead_requests, ahead_bytes),
     ):
-        print(f"| {title} | {times(one):.1f} | {requests} | {size / 1e6:.2f} MB | | |")
+        row(title, f"{times(one):.1f}", requests, f"{size / 1e6:.2f} MB", "", "")
     print()
     print(f"requests: {ahead_requests / slow_requests:.2f}x; time: {times(ahead) / times(slow):.2f}x")
 

@@ -15,17 +15,15 @@ command, which includes Python's start.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+
+from common import BLOCK, BOARD, EDGE, MIB, arguments, children, compiled, heads, medians, row
 
 from erofs_edge.disk import android_sparse, gpt
 from erofs_edge.flash.fastboot import Fastboot
@@ -36,10 +34,7 @@ from erofs_edge.toolbox.prefix import find
 from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import open_device
 
-MIB = 1 << 20
-BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
-BLOCK = 4096
-OURS = [sys.executable, "-m", "erofs_edge.cli.main", "fastboot"]
+OURS = [*EDGE, "fastboot"]
 VERBS = ("download", "flash", "flash, sparse")
 START = 2 * MIB  # of the partition on the card
 
@@ -68,12 +63,7 @@ def ours(address: str, image: Path, verb: str) -> None:
 
 def command(address: str, image: Path, verb: str) -> None:
     words = ["stage", str(image)] if verb == "download" else ["flash", "bench", str(image)]
-    subprocess.run([*OURS, "-s", address, *words], check=True, capture_output=True, env=installed(image.parent))
-
-
-def installed(scratch: Path) -> dict[str, str]:
-    """Return an environment in which Python caches its byte code, as for an installed package."""
-    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(scratch / "cache")}
+    subprocess.run([*OURS, "-s", address, *words], check=True, capture_output=True, env=compiled(image.parent))
 
 
 def google(address: str, image: Path, verb: str) -> None:
@@ -91,9 +81,9 @@ def sparse(content: bytes, path: Path) -> bytes:
 
 def simulated(size: int, runs: int, image: Path) -> None:
     """Flash the same file to a device in memory with both clients, alternating; prints a row for each transport."""
-    environment = installed(image.parent)
+    environment = compiled(image.parent)
     programs = {"ours": OURS, "google": [str(find("fastboot", host=False))]}
-    print(f"| {runs} runs | ours: s, CPU s | Google's: s, CPU s | CPU, ours/Google's |\n|---|---|---|---|")
+    heads(f"{runs} runs", "ours: s, CPU s", "Google's: s, CPU s", "CPU, ours/Google's")
     for wire, serve, length in (("tcp", serve_tcp, size * MIB), ("udp", serve_udp, min(size, 16) * MIB)):
         with image.open("r+b") as file:
             file.truncate(length)
@@ -104,29 +94,21 @@ def simulated(size: int, runs: int, image: Path) -> None:
                 for who, program in programs.items():
                     device.partitions["bench"][0:BLOCK] = bytes(BLOCK)
                     words = [*program, "-s", address, "flash", "bench", str(image)]
-                    before = processors()
+                    before = children()
                     seconds = timed(lambda: subprocess.run(words, check=True, capture_output=True, env=environment))  # noqa: B023
-                    found[who].append((seconds, processors() - before))
+                    found[who].append((seconds, children() - before))
                     assert bytes(device.partitions["bench"][0:length]) == image.read_bytes(), who
-        mine, theirs = (tuple(median(column) for column in zip(*found[who], strict=True)) for who in programs)
-        row = f"{wire}, {length // MIB} MiB | {mine[0]:.2f}, {mine[1]:.2f} | {theirs[0]:.2f}, {theirs[1]:.2f}"
-        print(f"| {row} | {mine[1] / theirs[1]:.2f}x |", flush=True)
-
-
-def processors() -> float:
-    """Return the CPU seconds of children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+        mine, theirs = (medians(found[who]) for who in programs)
+        cells = (f"{one[0]:.2f}, {one[1]:.2f}" for one in (mine, theirs))
+        row(f"{wire}, {length // MIB} MiB", *cells, f"{mine[1] / theirs[1]:.2f}x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--scratch", type=Path)
-    parser.add_argument("--only", action="append", choices=VERBS)
-    parser.add_argument("--simulated", action="store_true")
-    options, _ = parser.parse_known_args()
+    parser = arguments(__doc__, runs=5)
+    parser.add_argument("--size", type=int, default=32, help="MiB (default: 32)")
+    parser.add_argument("--only", action="append", choices=VERBS, help="default: all")
+    parser.add_argument("--simulated", action="store_true", help="to the simulator's device")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         image, disk = Path(name) / "image", Path(name) / "card.img"
         content = b"".join(map(random.Random(1).randbytes, [MIB] * options.size))
@@ -143,11 +125,12 @@ def main() -> None:
             packed = Path(name) / "sparse"
             files = {"download": (image, content), "flash": (image, content)}
             files["flash, sparse"] = packed, sparse(content, packed)
-            print(
-                f"| {options.size} MiB, {options.runs} runs, MiB/s | ours | our command | Google's | ratios | CPU s |"
-            )
-            print("|---|---|---|---|---|---|")
-            subprocess.run([*OURS, "-s", address, "getvar", "product"], check=True, env=installed(Path(name)))
+            heads(
+                f"{options.size} MiB, {options.runs} runs, MiB/s", "ours", "our command", "Google's",
+                "speed to Google's: ours, our command", "CPU s: our command, Google's",
+            )  # fmt: skip
+            first = [*OURS, "-s", address, "getvar", "product"]  # compiles the modules
+            subprocess.run(first, check=True, env=compiled(Path(name)), capture_output=True)
             for verb in options.only or VERBS:
                 compare(address, verb, *files[verb], disk, options.runs)
 
@@ -160,21 +143,17 @@ def compare(address: str, verb: str, image: Path, want: bytes, disk: Path, runs:
             with disk.open("r+b") as file:
                 for at in range(0, len(want), MIB):
                     os.pwrite(file.fileno(), b"other" * 800, START + at)
-            before = processors()
+            before = children()
             seconds = timed(lambda: action(address, image, verb))  # noqa: B023
-            found[who].append((len(want) / MIB / seconds, processors() - before))
+            found[who].append((len(want) / MIB / seconds, children() - before))
             if verb != "download":
                 with disk.open("rb") as file:
                     file.seek(START)
                     assert file.read(len(want)) == want, who
-    (mine, _), (mine_started, busy), (theirs, theirs_busy) = (
-        tuple(median(column) for column in zip(*rows, strict=True)) for rows in found.values()
-    )
+    (mine, _), (mine_started, busy), (theirs, theirs_busy) = map(medians, found.values())
+    speeds = (f"{speed:.1f}" for speed in (mine, mine_started, theirs))
     ratios = f"{mine / theirs:.2f}x, {mine_started / theirs:.2f}x"
-    print(
-        f"| {verb} | {mine:.1f} | {mine_started:.1f} | {theirs:.1f} | {ratios} | {busy:.2f}, {theirs_busy:.2f} |",
-        flush=True,
-    )
+    row(verb, *speeds, ratios, f"{busy:.2f}, {theirs_busy:.2f}")
 
 
 if __name__ == "__main__":

@@ -14,27 +14,24 @@ one compiled without --enable-optimizations (pyenv's default) takes a tenth more
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from erofs_edge.erofs.read import Image
+from common import EDGE, arguments, compiled, heads, measure, medians, row, tree_of, trees_of, versus
+
 from erofs_edge.toolbox.prefix import find
 
 UUID = "00112233-4455-6677-8899-aabbccddeeff"
 COMMON = ["-T", "0", "-U", UUID, "--all-root"]
-OURS = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()", "fs", "build"]
-PIECE = 4 << 20
+OURS = [*EDGE, "fs", "build"]
 
 
 class Mode(NamedTuple):
@@ -67,8 +64,8 @@ MODES = [
 ]
 
 
-class Run(NamedTuple):
-    """Seconds, seconds, bytes, bytes."""
+class Build(NamedTuple):
+    """Wall and CPU seconds, the peak resident set of one process and the image's size, in bytes."""
 
     wall: float
     cpu: float
@@ -76,108 +73,66 @@ class Run(NamedTuple):
     size: int
 
 
-def measure(argv: Sequence[str], image: Path, env: dict[str, str]) -> Run:
-    """Run a builder once. CPU is user and system time, memory the peak resident set of one process."""
+def build(argv: Sequence[str], image: Path, env: dict[str, str]) -> Build:
+    """Run a builder once."""
     image.unlink(missing_ok=True)
-    start = time.monotonic()
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
-    assert child.stderr is not None
-    said = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.monotonic() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{argv[0]} exited {child.returncode}: {said.decode(errors='replace')[-500:]}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, image.stat().st_size)
-
-
-def contents(path: Path) -> Iterator[tuple[object, ...]]:
-    """Return an image's content, file by file, in order."""
-    with Image(path) as image:
-        digests: dict[int, str] = {}
-        for name, node in image.tree().walk():
-            key = id(node)
-            if node.is_file and key not in digests:
-                state = hashlib.sha256()
-                for offset in range(0, node.size, PIECE):
-                    assert node.content is not None
-                    state.update(node.content.read(offset, PIECE))
-                digests[key] = state.hexdigest()
-            yield name, node.mode, node.uid, node.gid, node.mtime_ns, node.target, node.size, digests.get(key)
-
-
-def compare(ours: Path, theirs: Path) -> None:
-    """Stop unless both images have the same content."""
-    for a, b in zip(contents(ours), contents(theirs), strict=True):
-        if a != b:
-            raise SystemExit(f"the images differ: {a} against {b}")
+    taken = measure(argv, env=env)
+    return Build(taken.wall, taken.cpu, taken.memory, image.stat().st_size)
 
 
 def environment(scratch: Path) -> dict[str, str]:
     """Return the environment for our runs: a separate cache, and compiled modules, which a first build leaves there."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    env |= {"EROFS_EDGE_CACHE": str(scratch / "cache"), "PYTHONPYCACHEPREFIX": str(scratch / "compiled")}
+    env = compiled(scratch) | {"EROFS_EDGE_CACHE": str(scratch / "cache")}
     if not (scratch / "compiled").exists():
         (scratch / "empty").mkdir()
-        first = [*OURS, str(scratch / "empty"), "-o", str(scratch / "first"), *HC]
-        subprocess.run(first, env=env, stdout=subprocess.DEVNULL, check=True)
+        build([*OURS, str(scratch / "empty"), "-o", str(scratch / "first"), *HC], scratch / "first", env)
     return env
 
 
-def run_cached(tree: Path, update: Path, runs: int, scratch: Path) -> list[str]:
+def run_cached(tree: Path, update: Path, runs: int, scratch: Path) -> None:
     """Print rows: without a cache; with one that has the tree; the newer tree with that cache. Each image is compared
     with one built without a cache."""
     env, cache, kept = environment(scratch), scratch / "cache", scratch / "kept"
     ours, plain = scratch / "ours.erofs", scratch / "plain.erofs"
 
-    def build(source: Path, out: Path, *more: str) -> Run:
-        return measure([*OURS, str(source), "-o", str(out), *HC, *COMMON, *more], out, env)
+    def one(source: Path, out: Path, *more: str) -> Build:
+        return build([*OURS, str(source), "-o", str(out), *HC, *COMMON, *more], out, env)
 
     shutil.rmtree(cache, ignore_errors=True)
-    build(tree, ours)
+    one(tree, ours)
     cache.rename(kept)
     walls: dict[str, list[float]] = {"no cache": [], "unchanged": [], "update": []}
     for _ in range(runs):
-        walls["no cache"].append(build(tree, plain, "--no-cache").wall)
+        walls["no cache"].append(one(tree, plain, "--no-cache").wall)
         for name, source in (("unchanged", tree), ("update", update)):
             shutil.rmtree(cache, ignore_errors=True)
             shutil.copytree(kept, cache)
             os.sync()
-            walls[name].append(build(source, ours).wall)
+            walls[name].append(one(source, ours).wall)
             if source is update:
-                build(source, plain, "--no-cache")
+                one(source, plain, "--no-cache")
             if ours.read_bytes() != plain.read_bytes():
                 raise SystemExit(f"{name}: a cache changed the image")
     cold = median(walls["no cache"])
-    return [f"| {name} | {median(times):.2f} | {median(times) / cold:.2f}x |" for name, times in walls.items()]
+    for name, times in walls.items():
+        row(name, f"{median(times):.2f}", f"{median(times) / cold:.2f}x")
 
 
-def run_overhead(mode: Mode, tree: Path, runs: int, scratch: Path) -> str:
-    """Return the row of a mode: the output of --stats for the run with the median ratio."""
+def run_overhead(mode: Mode, tree: Path, runs: int, scratch: Path) -> None:
+    """Print the row of a mode: the output of --stats for the run with the median ratio."""
     env, out = environment(scratch), scratch / "ours.erofs"
-    argv = [
-        *OURS,
-        str(tree),
-        "-o",
-        str(out),
-        *(mode.ours or mode.arguments),
-        *COMMON,
-        "--no-cache",
-        "--stats",
-        "--json",
-    ]
+    options = mode.ours or mode.arguments
+    argv = [*OURS, str(tree), "-o", str(out), *options, *COMMON, "--no-cache", "--stats", "--json"]
     said = []
     for _ in range(runs):
         out.unlink(missing_ok=True)
-        said.append(json.loads(subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=True).stdout)["time"])
-    time_spent = sorted(said, key=lambda one: float(one["overhead"]))[runs // 2]
-    return (
-        f"| {mode.name} | {time_spent['wall']:.2f} | {time_spent['codec_wall']:.2f} | {time_spent['overhead']:.2f}x |"
-    )
+        said.append(json.loads(measure(argv, env=env).said)["time"])
+    middle = sorted(said, key=lambda one: float(one["overhead"]))[runs // 2]
+    row(mode.name, f"{middle['wall']:.2f}", f"{middle['codec_wall']:.2f}", f"{middle['overhead']:.2f}x")
 
 
-def run_mode(mode: Mode, tree: Path, mkfs: str, runs: int, scratch: Path) -> str:
-    """Return the table's row of a mode."""
+def run_mode(mode: Mode, tree: Path, mkfs: str, runs: int, scratch: Path) -> None:
+    """Print the table's row of a mode."""
     ours, theirs = scratch / "ours.erofs", scratch / "theirs.erofs"
     env = environment(scratch)
     our_argv = [*OURS, str(tree), "-o", str(ours), *(mode.ours or mode.arguments), *COMMON]
@@ -186,63 +141,47 @@ def run_mode(mode: Mode, tree: Path, mkfs: str, runs: int, scratch: Path) -> str
     joined = [a + b for a, b in zip(mode.arguments[::2], mode.arguments[1::2], strict=True)]
     their_argv = [mkfs, *joined, *COMMON, "--workers=4", "--quiet", str(theirs), str(tree)]
     if mode.warm:
-        measure(our_argv, ours, env)
-    pairs = [(measure(their_argv, theirs, env), measure(our_argv, ours, env)) for _ in range(runs)]
+        build(our_argv, ours, env)
+    pairs = [(build(their_argv, theirs, env), build(our_argv, ours, env)) for _ in range(runs)]
     # in a separate process: the memory of this one would count in its children's peaks
-    subprocess.run([sys.executable, __file__, "--compare", str(ours), str(theirs)], check=True)
-    peer = Run(*(median(values) for values in zip(*(p for p, _ in pairs), strict=True)))  # type: ignore[arg-type]
-    we = Run(*(median(values) for values in zip(*(w for _, w in pairs), strict=True)))  # type: ignore[arg-type]
-    cells = [
+    subprocess.run([sys.executable, Path(__file__).with_name("same.py"), ours, theirs], check=True)
+    peer, we = (Build(*medians([pair[side] for pair in pairs])) for side in (0, 1))  # type: ignore[arg-type]
+    row(
         mode.name,
-        f"{we.wall:.2f} / {peer.wall:.2f} ({we.wall / peer.wall:.2f}x)",
-        f"{we.cpu:.2f} / {peer.cpu:.2f} ({we.cpu / peer.cpu:.2f}x)",
+        versus(we.wall, peer.wall),
+        versus(we.cpu, peer.cpu),
         f"{we.size / 1e6:.2f} / {peer.size / 1e6:.2f} ({we.size / peer.size:.4f}x)",
         f"{we.memory / 1e6:.0f} / {peer.memory / 1e6:.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="what to build (default: benchmarks/corpus.py's)")
+    parser = arguments(__doc__, runs=5, trees=2)
     parser.add_argument("--mkfs", default=os.environ.get("EROFS_EDGE_MKFS"), help="mkfs.erofs (default: the prefix's)")
-    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--mode", action="append", choices=[mode.name for mode in MODES], help="default: all")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     parser.add_argument("--cached", action="store_true", help="only what a cache is worth")
-    parser.add_argument("--update", type=Path, help="a newer version of the tree (default: 'update' beside it)")
     parser.add_argument("--overhead", action="store_true", help="only builds against their codec calls")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar="IMAGE", help="only compare two images")
     options = parser.parse_args()
-    if options.compare:
-        compare(*options.compare)
-        return
-    tree = options.tree or _corpus()
+    tree, newer = trees_of(options) if options.cached else (tree_of(options), None)
     mkfs = options.mkfs or str(find("mkfs.erofs-1.9", host=False))
-    subprocess.run(["tar", "-cf", "-", "-C", str(tree), "."], stdout=subprocess.DEVNULL, check=True)
+    for path in tree.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.read_bytes()
     modes = [mode for mode in MODES if not options.mode or mode.name in options.mode]
     print(f"Python {sys.version}")
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
-        if options.cached:
-            print("| cache | wall s | of no cache |\n| --- | --- | --- |")
-            print("\n".join(run_cached(tree, options.update or tree.with_name("update"), options.runs, folder)))
+        if newer is not None:
+            heads("cache", "wall s", "of no cache")
+            run_cached(tree, newer, options.runs, folder)
         elif options.overhead:
-            print("| mode | wall s | codec calls alone, s | |\n| --- | --- | --- | --- |")
+            heads("mode", "wall s", "codec calls alone, s", "ratio")
             for mode in (mode for mode in modes if mode.arguments and not mode.warm):
-                print(run_overhead(mode, tree, options.runs, folder), flush=True)
+                run_overhead(mode, tree, options.runs, folder)
         else:
-            print("| mode | wall s, ours / mkfs.erofs | CPU s | image MB | peak memory MB |")
-            print("| --- | --- | --- | --- | --- |")
+            heads("mode", "wall s, ours / mkfs.erofs", "CPU s", "image MB", "peak memory MB")
             for mode in modes:
-                print(run_mode(mode, tree, mkfs, options.runs, folder), flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
+                run_mode(mode, tree, mkfs, options.runs, folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of one tree on this machine's kernel: EROFS, erofsfuse on the same image, squashfs. Needs root.
 
-usage: python benchmarks/kernel_readers.py [--tree FOLDER] [--runs N] [--seq MIB] [--random N] [--erofsfuse PROGRAM]
+usage: python benchmarks/kernel_readers.py [--tree DIR] [--runs N] [--seq MIB] [--random N] [--erofsfuse PROGRAM]
 
 Without erofsfuse (Debian's package of that name), its row is missing.
 
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from corpus import corpus
+from common import arguments, heads, row, tree_of
 
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.write import write_image
@@ -58,14 +58,11 @@ def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
     return chosen, [(name, rng.randrange(length // 4096) * 4096) for length, name in picked]
 
 
-def arguments_of(doc: str | None, *, rounds: int, mib: int, blocks: int) -> argparse.ArgumentParser:
-    """Parse the arguments of both benchmarks of readers, with the defaults of one."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="default: the corpus")
-    parser.add_argument("--runs", type=int, default=rounds, help="rounds")
-    parser.add_argument("--seq", type=int, default=mib, help="MiB of large files")
-    parser.add_argument("--random", type=int, default=blocks, help="blocks")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+def reader_arguments(doc: str | None, *, rounds: int, mib: int, blocks: int) -> argparse.ArgumentParser:
+    """Return a parser for both benchmarks of readers, with the defaults of one."""
+    parser = arguments(doc, runs=rounds, trees=1)
+    parser.add_argument("--seq", type=int, default=mib, help=f"MiB of large files (default: {mib})")
+    parser.add_argument("--random", type=int, default=blocks, help=f"blocks (default: {blocks})")
     return parser
 
 
@@ -137,13 +134,13 @@ def daemon_memory(image: Path) -> int:
 
 
 def main() -> None:
-    parser = arguments_of(__doc__, rounds=5, mib=128, blocks=2000)
+    parser = reader_arguments(__doc__, rounds=5, mib=128, blocks=2000)
     parser.add_argument("--erofsfuse", default=shutil.which("erofsfuse"), help="default: the one on PATH")
-    options, _ = parser.parse_known_args()
+    options = parser.parse_args()
     if os.geteuid():
         print("not measured: mounts need root")
         return
-    tree = options.tree or corpus()
+    tree = tree_of(options)
     readers = ["erofs", *(["erofsfuse"] if options.erofsfuse else []), "squashfs"]
     taken: dict[tuple[str, str], list[float]] = {}
     read: dict[str, set[str]] = {}
@@ -172,11 +169,12 @@ def main() -> None:
         size = sum((tree / path).stat().st_size for path in names) / 1e6
     if any(len(sums) != 1 for sums in read.values()):
         raise SystemExit(f"the readers do not read the same: {read}")
-    print(f"| reader | image MB | walk s | {size:.0f} MB of large files s | {len(places)} blocks s | daemon KiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    heads(
+        "reader", "image MB", "walk s", f"{size:.0f} MB of large files s", f"{len(places)} blocks s", "daemon KiB"
+    )  # fmt: skip
     for reader in readers:
-        row = [f"{min(taken[reader, what]):.3f}" for what in work]
-        print(f"| {reader} | {sizes[reader]:.1f} | {' | '.join(row)} | {memory if reader == 'erofsfuse' else 0} |")
+        seconds = [f"{min(taken[reader, what]):.3f}" for what in work]
+        row(reader, f"{sizes[reader]:.1f}", *seconds, memory if reader == "erofsfuse" else 0)
 
 
 if __name__ == "__main__":

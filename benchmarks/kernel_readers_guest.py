@@ -14,31 +14,21 @@ in 64 KiB, squashfs in its usual 128 KiB.
 from __future__ import annotations
 
 import re
-import stat
-import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 from statistics import median
 
-from corpus import corpus
-from kernel_readers import arguments_of, files_of, images_of
+from common import heads, row, tree_of
+from guest import add_file, console, machine
+from kernel_readers import files_of, images_of, reader_arguments
 
-from erofs_edge.boot.cpio import write_cpio
-from erofs_edge.boot.initramfs import InitConfig, add_program, build_initramfs, compress
-from erofs_edge.boot.modules import KernelModules
-from erofs_edge.build.inputs import gather
-from erofs_edge.build.stages import fetch_debs, quiet
+from erofs_edge.boot.initramfs import add_program
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.mirror import host_mirror
-from erofs_edge.toolbox.emulator import find_qemu
-from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.vm.machine import arguments, kind_of
+from erofs_edge.tree import FileTree
 
-BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
 READERS = ("erofs", "erofsfuse", "squashfs")
 PACKAGES = ["erofsfuse"]
 INIT = r"""#!/bin/busybox sh
@@ -106,89 +96,54 @@ def programs_of_fuse(cache: Cache, folder: Path) -> FileTree:
     return found
 
 
-def machine(images: dict[str, Path], extra: FileTree, folder: Path) -> list[str]:
-    """Return QEMU's command: the board's kernel, and an initramfs with busybox, erofsfuse and `extra`."""
-    cache, inputs = Cache(None), gather(BOARD)
-    debs = fetch_debs(inputs, cache, quiet)
-    package = read_deb(debs.kernel, cache).data
-    kernel = KernelModules(package)
-    programs = FileTree()
-    for name in sorted(debs.initramfs):
-        programs.merge(read_deb(debs.initramfs[name], cache).data)
-    (modules,) = kernel.streams(["virtio_blk", "erofs", "squashfs", "fuse"])
-    config = InitConfig("", "", 4096, 0, 0, "", (), "")
-    add_program(extra, programs_of_fuse(cache, folder), "usr/bin/erofsfuse")
-    initramfs, vmlinuz = folder / "initramfs", folder / "vmlinuz"
-    initramfs.write_bytes(
-        build_initramfs(programs, {"disk": modules}, config, epoch=0) + compress(write_cpio(extra, epoch=0))
-    )
-    vmlinuz.write_bytes(next(node for path, node in package.walk() if b"/vmlinuz-" in path).read())
-    return [str(find_qemu().program), *arguments(
-        kind_of("arm64"), kernel=vmlinuz, initramfs=initramfs, disks=images, memory=1 << 30, epoch=0,
-    )]  # fmt: skip
-
-
 def run(command: list[str], timeout: float) -> tuple[dict[tuple[str, str], list[float]], dict[str, set[str]]]:
     """Return ((reader, what) → seconds or KiB of each round, reader → what it read). Raises SystemExit if the machine
     does not finish."""
     figures: dict[tuple[str, str], list[float]] = {}
     told: dict[str, set[str]] = {}
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    assert process.stdout is not None
-    ending = threading.Timer(timeout, process.kill)
-    ending.start()
     done = False
-    try:
-        for line in process.stdout:
-            print(line.rstrip(), file=sys.stderr, flush=True)
+    with console(command, timeout) as lines:
+        for line in lines:
             if found := re.search(r"reader: (\w+) (\w+) ([\d.-]+) ([\d.-]+)", line):
                 figures.setdefault((found[1], found[2]), []).append(float(found[4]) - float(found[3]))
             elif found := re.search(r"told: (\w+) (.*\w)", line):
                 told.setdefault(found[1], set()).add(found[2])
             done = done or "reader: done" in line
-    finally:
-        ending.cancel()
-        process.kill()
-        process.wait()
     if not done:
         raise SystemExit("the machine did not come to its end")
     return figures, told
 
 
 def main() -> None:
-    parser = arguments_of(__doc__, rounds=3, mib=64, blocks=100)
+    parser = reader_arguments(__doc__, rounds=3, mib=64, blocks=100)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
-    options, _ = parser.parse_known_args()
-    tree = options.tree or corpus()
+    options = parser.parse_args()
+    tree = tree_of(options)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         images = images_of(tree, folder)
         sequential, places = plain_files(tree, options.seq, options.random)
         extra = FileTree()
-        for path, data, mode in (
-            ("init", INIT, 0o755),
-            ("rounds", f"{options.runs}\n", 0o644),
-            ("sequential", "".join(f"{path}\n" for path in sequential), 0o644),
-            ("places", "".join(f"{path} {block}\n" for path, block in places), 0o644),
-        ):
-            extra.add(path, Inode(stat.S_IFREG | mode, content=BytesContent(data.encode())))
-        figures, told = run(machine(images, extra, folder), options.timeout)
+        add_file(extra, "rounds", f"{options.runs}\n")
+        add_file(extra, "sequential", "".join(f"{path}\n" for path in sequential))
+        add_file(extra, "places", "".join(f"{path} {block}\n" for path, block in places))
+        add_program(extra, programs_of_fuse(Cache(None), folder), "usr/bin/erofsfuse")
+        command = machine(INIT, extra, ["virtio_blk", "erofs", "squashfs", "fuse"], images, folder)
+        figures, told = run(command, options.timeout)
         sizes = {name: path.stat().st_size for name, path in images.items()}
         size = sum((tree / path).stat().st_size for path in sequential)
     if len(set().union(*told.values())) != 1 or set(told) != set(READERS):
         raise SystemExit(f"the readers do not read the same: {told}")
     floor = median(figures["floor", "random"])
-    print(f"| reader, {size / 1e6:.0f} MB of large files | image MB | find s | sequential s | random s | memory KiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    heads(
+        f"reader, {size / 1e6:.0f} MB of large files", "image MB", "find s", "sequential s", "random s", "memory KiB"
+    )  # fmt: skip
     for reader in READERS:
-        row = {what: median(figures[reader, what]) for what in ("find", "sequential", "random", "memory")}
+        found = {what: median(figures[reader, what]) for what in ("find", "sequential", "random", "memory")}
+        found["random"] -= floor
+        seconds = (f"{found[what]:.2f}" for what in ("find", "sequential", "random"))
         image = sizes["squashfs" if reader == "squashfs" else "erofs"] / 1e6
-        print(
-            f"| {reader} | {image:.1f} | {row['find']:.2f} | {row['sequential']:.2f} "
-            f"| {row['random'] - floor:.2f} | {row['memory']:.0f} |"
-        )
+        row(reader, f"{image:.1f}", *seconds, f"{found['memory']:.0f}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ does not have unchanged. The newer version is read back from its devices and com
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
+
+from common import arguments, heads, row, trees_of
 
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
@@ -30,8 +31,8 @@ WAYS: dict[str, WriteOptions] = {
 }
 
 
-def row(name: str, options: WriteOptions, older: Path, newer: Path, folder: Path) -> str:
-    """Return one line of the table. Raises SystemExit if the newer version is not as expected."""
+def stored(options: WriteOptions, older: Path, newer: Path, folder: Path) -> list[object]:
+    """Return the cells for one way. Stop if the newer version is not as expected."""
     sizes, changed = [], 0
     devices: tuple[Path, ...] = ()
     for number, source in enumerate((older, newer)):
@@ -43,7 +44,7 @@ def row(name: str, options: WriteOptions, older: Path, newer: Path, folder: Path
         changed, devices = info.uncompressed - info.lent_bytes, info.devices
     compare(folder / "1", devices, newer)
     ratio = sum(sizes) / sizes[0]
-    return f"| {name} | {sizes[0]} | {sizes[1]} | {ratio:.3f}x | {changed} |"
+    return [*sizes, f"{ratio:.3f}x", changed]
 
 
 def compare(image: Path, devices: tuple[Path, ...], source: Path) -> None:
@@ -61,25 +62,12 @@ def compare(image: Path, devices: tuple[Path, ...], source: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path)
-    parser.add_argument("--update", type=Path)
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
-    given = parser.parse_args()
-    tree = given.tree or _corpus()
-    newer = given.update or tree.with_name("update")
-    print("| stored as | first version | second adds | both to the first | changed |")
-    print("| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory(dir=given.scratch) as name:
-        for way, options in WAYS.items():
-            print(row(way, options, tree, newer, Path(name)), flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
+    options = arguments(__doc__, trees=2).parse_args()
+    tree, newer = trees_of(options)
+    heads("stored as", "first version", "second adds", "both to the first", "changed")
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        for way, how in WAYS.items():
+            row(way, *stored(how, tree, newer, Path(name)))
 
 
 if __name__ == "__main__":

@@ -17,29 +17,25 @@ and the client.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import filecmp
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
+
+from common import BOARD, EDGE, MIB, arguments, children, compiled, heads, medians, row, running
 
 from erofs_edge.flash.provision import disk_address
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.attach import attached
 from erofs_edge.toolbox.prefix import find
 
-MIB = 1 << 20
-BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
 RANDOM_READS = 20_000
 READS, WRITES = "reads", "writes"
-SERVE = "from erofs_edge.cli.main import main; main()"
 COPY_OUT = """
 import os, sys
 from erofs_edge.transport.nbd.connect import parse_address
@@ -75,7 +71,7 @@ def nbdkit(image: Path, path: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def ours(image: Path, path: Path) -> Iterator[str]:
     """Start our server, in a separate process."""
-    yield from _running([sys.executable, "-c", SERVE, "serve", str(image), "--socket", str(path)], path)
+    yield from _running([*EDGE, "serve", str(image), "--socket", str(path)], path)
 
 
 def _running(command: list[str], path: Path) -> Iterator[str]:
@@ -121,10 +117,10 @@ def our_write(address: str, image: Path) -> None:
     subprocess.run([sys.executable, "-c", COPY_IN, address, str(image)], check=True)
 
 
-def our_flash(address: str, image: Path, *options: str) -> None:
+def our_flash(address: str, image: Path, *more: str) -> None:
     """Run the command, as a user does."""
-    words = ["flash", "--image", str(image), "--to", address, "--full", "--yes", *(options or ("--no-verify",))]
-    subprocess.run([str(Path(sys.executable).with_name("erofs-edge")), *words], check=True, capture_output=True)
+    words = ["flash", "--image", str(image), "--to", address, "--full", "--yes", *(more or ("--no-verify",))]
+    subprocess.run([*EDGE, *words], check=True, capture_output=True)
 
 
 def proved(address: str, image: Path) -> None:
@@ -169,40 +165,37 @@ def on_board(image: Path, disk: Path, runs: int, *, tls: bool) -> None:
                 with disk.open("r+b") as file:
                     for at in range(0, image.stat().st_size, 64 * MIB):
                         os.pwrite(file.fileno(), os.urandom(4096), at)
-                before, started = processors() + taken(int(emulator)), time.perf_counter()
+                before, started = children() + running(emulator), time.perf_counter()
                 work()
                 seconds = time.perf_counter() - started
-                found[name].append((seconds, processors() + taken(int(emulator)) - before))
+                found[name].append((seconds, children() + running(emulator) - before))
                 if not filecmp.cmp(image, disk, shallow=False):
                     sys.exit(f"{name}: what is on the disk is not the image")
-        print("| what | s | CPU s with the emulator's | rate of nbdcopy's, by s and CPU s |\n| --- | --- | --- | --- |")
-        base = [median(column) for column in zip(*found["nbdcopy"], strict=True)]
+        heads("what", "s", "CPU s with the emulator's", "speed to nbdcopy, by s and CPU s")
+        base = medians(found["nbdcopy"])
         for name, times in found.items():
-            seconds, taken_by = (median(column) for column in zip(*times, strict=True))
-            row = f"{seconds:.1f} | {taken_by:.1f} | {base[0] / seconds:.2f}x, {base[1] / taken_by:.2f}x"
-            print(f"| {name} | {row} |", flush=True)
+            seconds, used = medians(times)
+            row(name, f"{seconds:.1f}", f"{used:.1f}", f"{base[0] / seconds:.2f}x, {base[1] / used:.2f}x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=300)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--scratch", type=Path)
+    parser = arguments(__doc__, runs=5)
+    parser.add_argument("--size", type=int, default=300, help="MiB (default: 300)")
     parser.add_argument("--only", default="", help="rows whose names have this")
-    parser.add_argument("--board", action="store_true")
-    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--board", action="store_true", help="to the provisioning system of an emulated board")
+    parser.add_argument("--tls", action="store_true", help="with --board: encrypted")
     parser.add_argument("--image", type=Path, help="for --board, of whole MiB")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "compiled")
+        os.environ |= compiled(Path(folder))
         image, out, path = Path(folder) / "image", Path(folder) / "out", Path(folder) / "socket"
-        if not (arguments.board and arguments.image):
+        if not (options.board and options.image):
             with image.open("wb") as file:
-                for _ in range(arguments.size):
+                for _ in range(options.size):
                     file.write(os.urandom(MIB))
-        if arguments.board:
-            on_board(arguments.image or image, Path(folder) / "disk.img", arguments.runs, tls=arguments.tls)
+        if options.board:
+            on_board(options.image or image, Path(folder) / "disk.img", options.runs, tls=options.tls)
             return
         rows = [
             ("server, sequential (nbdcopy)", (ours, sequential), (nbdkit, sequential), READS),
@@ -212,41 +205,28 @@ def main() -> None:
             ("`flash --full --no-verify` to it", (nbdkit, our_flash), (nbdkit, their_write), WRITES),
             ("`flash --full`; peer: there, back, compared", (nbdkit, proved), (nbdkit, there_and_back), WRITES),
         ]
-        print("| what | ours, s, CPU s | peer, s, CPU s | throughput of the peer's |")
-        print("| --- | --- | --- | --- |")
+        heads("what", "ours, s, CPU s", "peer, s, CPU s", "speed to the peer")
         for name, mine, peer, kind in rows:
-            if arguments.only not in name:
+            if options.only not in name:
                 continue
             times: list[list[tuple[float, float]]] = [[], []]
-            for run in range(arguments.runs + 1):
+            for run in range(options.runs + 1):
                 for side, (server, work) in enumerate((mine, peer)):
                     out.unlink(missing_ok=True)
                     if kind is WRITES:
                         with out.open("wb") as file:
                             file.truncate(image.stat().st_size)
                     source, place = (out, image) if kind is WRITES else (image, out)
-                    before = processors()
+                    before = children()
                     with server(source, path) as address:
                         seconds = timed(work, address, place)
                     if run:
-                        times[side].append((seconds, processors() - before))
+                        times[side].append((seconds, children() - before))
                     if kind and not filecmp.cmp(image, out, shallow=False):
                         sys.exit(f"{name}: what was copied is not the image")
-            first, second = ([median(column) for column in zip(*found, strict=True)] for found in times)
-            row = f"{first[0]:.3f}, {first[1]:.3f} | {second[0]:.3f}, {second[1]:.3f} | {second[0] / first[0]:.2f}x"
-            print(f"| {name} | {row} |", flush=True)
-
-
-def taken(pid: int) -> float:
-    """Return the CPU seconds of a running process (proc(5), stat: utime and stime)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def processors() -> float:
-    """Return the CPU seconds of children that have ended, including the server."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+            first, second = map(medians, times)
+            figures = (f"{one[0]:.3f}, {one[1]:.3f}" for one in (first, second))
+            row(name, *figures, f"{second[0] / first[0]:.2f}x")
 
 
 if __name__ == "__main__":

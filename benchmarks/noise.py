@@ -10,13 +10,14 @@ turn, and bytes. Both images are read back and compared.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import tempfile
 from pathlib import Path
 
-from fs_build import COMMON, OURS, compare, environment, measure
+from common import arguments, heads, row, versus
+from fs_build import COMMON, OURS, build, environment
+from same import compare
 
 from erofs_edge.toolbox.prefix import find
 
@@ -54,31 +55,26 @@ def make(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, runs=5)
     parser.add_argument("--mkfs", default=os.environ.get("EROFS_EDGE_MKFS"), help="mkfs.erofs (default: the prefix's)")
-    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--mode", action="append", choices=list(MODES), help="default: all")
-    parser.add_argument("--scratch", type=Path, help="folder for trees and images (default: a temporary one)")
     options = parser.parse_args()
     mkfs = options.mkfs or str(find("mkfs.erofs-1.9", host=False))
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         env, trees = environment(folder), make(folder)
         ours, theirs = folder / "ours.erofs", folder / "theirs.erofs"
-        print("| noise | mode | CPU s, ours / mkfs.erofs | wall s | image MB |\n| --- | --- | --- | --- | --- |")
+        heads("noise", "mode", "CPU s, ours / mkfs.erofs", "wall s", "image MB")
         for tree in trees:
             for mode, (codec, pcluster) in ((mode, MODES[mode]) for mode in options.mode or MODES):
                 we = [*OURS, str(tree), "-o", str(ours), "-z", codec, "-C", pcluster, *COMMON, "--no-cache"]
                 they = [mkfs, f"-z{codec}", f"-C{pcluster}", *COMMON, "--workers=4", "--quiet", str(theirs), str(tree)]
-                runs = [(measure(they, theirs, env), measure(we, ours, env)) for _ in range(options.runs)]
+                runs = [(build(they, theirs, env), build(we, ours, env)) for _ in range(options.runs)]
                 compare(ours, theirs)
                 peer, own = (min(run[side].cpu for run in runs) for side in (0, 1))
                 wall = " / ".join(f"{min(run[side].wall for run in runs):.2f}" for side in (1, 0))
                 sizes = f"{ours.stat().st_size / 1e6:.3f} / {theirs.stat().st_size / 1e6:.3f}"
-                print(
-                    f"| {tree.name} | {mode} | {own:.2f} / {peer:.2f} ({own / peer:.2f}x) | {wall} | {sizes} |",
-                    flush=True,
-                )
+                row(tree.name, mode, versus(own, peer), wall, sizes)
 
 
 if __name__ == "__main__":

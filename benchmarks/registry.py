@@ -3,15 +3,13 @@
 
 usage: python benchmarks/registry.py [--tree DIR] [--update DIR] [--out FOLDER] [--scratch DIR] [versions] [boot]
 
-'versions': the tree (default: benchmarks/corpus.py's) and its newer version (default: `update` beside it) are pushed to
-Debian's docker-registry, and the newer one is read back by `pull` and compared. 'boot': the stock board (built in
-FOLDER) is pushed, its system exported by `serve oci:` and booted diskless in QEMU; what is requested from the registry
-is counted.
+'versions': the tree and its newer version are pushed to Debian's docker-registry, and the newer one is read back by
+`pull` and compared. 'boot': the stock board (built in FOLDER) is pushed, its system exported by `serve oci:` and booted
+diskless in QEMU; what is requested from the registry is counted. Prints markdown tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import json
 import re
@@ -24,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from common import BOARD, arguments, build_board, heads, row, trees_of
 
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.options import WriteOptions
@@ -42,7 +42,6 @@ from erofs_edge.sources.oci.reference import parse_reference
 from erofs_edge.toolbox.prefix import find as find_tool
 from erofs_edge.trust.signer import open_signer
 
-BOARD = Path("boards/qemu-aarch64.yaml")
 LZ4HC = WriteOptions(compression="lz4hc", pcluster=65536)
 
 
@@ -84,8 +83,7 @@ def sent(port: int, name: str, image: Path, devices: Sequence[Path], piece: int 
 
 def versions(older: Path, newer: Path, folder: Path) -> None:
     """Print the table of second versions."""
-    print("| stored as | first version | second sends | of the second | both to the first |")
-    print("| --- | --- | --- | --- | --- |")
+    heads("stored as", "first version", "second sends", "of the second", "both to the first")
     base, blob = folder / "a.img", folder / "a.blob"
     chunks = WriteOptions(compression="none", chunk_size=4096)
     with CompressionCache(folder / "compressed") as cache, registry(folder / "registry") as port:
@@ -93,15 +91,15 @@ def versions(older: Path, newer: Path, folder: Path) -> None:
         write_image(scan(older), base, lz4hc)
         first, second = Version(base, ()), folder / "b.img"
         write_image(scan(newer), second, lz4hc.replaced(bases=(base,)))
-        row("lz4hc 64K, second on the first", port, first, Version(second, (base,)), None, folder)
+        stored("lz4hc 64K, second on the first", port, first, Version(second, (base,)), None, folder)
         write_image(scan(newer), second, lz4hc.replaced(baseline=base))
         for piece in (None, 1 << 20, 1 << 18, 1 << 16):
             name = f"in pieces of {piece >> 10} KiB" if piece else "whole"
-            row(f"lz4hc 64K with `--baseline`, {name}", port, first, Version(second, ()), piece, folder)
+            stored(f"lz4hc 64K with `--baseline`, {name}", port, first, Version(second, ()), piece, folder)
         write_image(scan(older), base, chunks.replaced(blob=blob))
         new = folder / "b.blob"
         info = write_image(scan(newer), second, chunks.replaced(blob=new, bases=(base,), base_devices=(blob,)))
-        row("chunks of 4K", port, Version(base, (blob,)), Version(second, info.devices), None, folder)
+        stored("chunks of 4K", port, Version(base, (blob,)), Version(second, info.devices), None, folder)
 
 
 class Version(NamedTuple):
@@ -111,7 +109,7 @@ class Version(NamedTuple):
     devices: tuple[Path, ...]
 
 
-def row(name: str, port: int, first: Version, second: Version, piece: int | None, folder: Path) -> None:
+def stored(name: str, port: int, first: Version, second: Version, piece: int | None, folder: Path) -> None:
     """Push both to a new repository, compare what comes back, and print a line."""
     place = "bench/" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
     before = sent(port, f"{place}:1", *first, piece)
@@ -119,7 +117,7 @@ def row(name: str, port: int, first: Version, second: Version, piece: int | None
     check(port, f"{place}:2", [second.image, *second.devices], folder)
     size = sum(path.stat().st_size for path in (second.image, *second.devices))
     share = added / size
-    print(f"| {name} | {before} | {added} | {share:.3f} | {(before + added) / before:.3f}x |", flush=True)
+    row(name, before, added, f"{share:.3f}", f"{(before + added) / before:.3f}x")
 
 
 def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
@@ -134,11 +132,9 @@ def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
 
 def boot(out: Path, folder: Path) -> None:
     """Print the table of a board that starts from a registry."""
-    edge = str(Path(sys.executable).with_name("erofs-edge"))
-    subprocess.run([edge, "build", str(BOARD), "-o", str(out), "--relock-if-gone"], check=True)
+    build_board(out)
     board = load_board(BOARD)
-    print("| start | image | fetched | of the image | requests |")
-    print("| --- | --- | --- | --- | --- |")
+    heads("start", "image", "fetched", "of the image", "requests")
     with registry(folder / "registry") as port:
         value, cuts = gather(out)
         done = push(value, cuts, remote(port, "board:1"))
@@ -155,33 +151,21 @@ def boot(out: Path, folder: Path) -> None:
                 server.stop()
             file = exports[SYSTEM].file
             share = file.fetched_bytes / file.size
-            print(f"| {start} | {file.size} | {file.fetched_bytes} | {share:.3f} | {file.requests} |", flush=True)
+            row(start, file.size, file.fetched_bytes, f"{share:.3f}", file.requests)
     print(f"\nthe build in the registry: {done.sent_bytes} bytes in {done.sent_blobs} blobs", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path)
-    parser.add_argument("--update", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
-    parser.add_argument("parts", nargs="*", choices=["versions", "boot"])
+    parser = arguments(__doc__, trees=2, board=True)
+    parser.add_argument("parts", nargs="*", choices=["versions", "boot"], help="default: both")
     given = parser.parse_args()
     for part in given.parts or ["versions", "boot"]:
         with tempfile.TemporaryDirectory(dir=given.scratch) as name:
             if part == "versions":
-                tree = given.tree or _corpus()
-                versions(tree, given.update or tree.with_name("update"), Path(name))
+                versions(*trees_of(given), Path(name))
             else:
                 boot(given.out, Path(name))
         print(flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ roots in each word), then erasures, which are the blocks of the round whose hash
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from fec import EDGE, measure, noise
+from common import BLOCK, arguments, heads, image_in, measure, row
+from fec import VERITY
 
-SECTOR, BLOCK, WORD = 512, 4096, 255
+SECTOR, WORD = 512, 255
 SECTORS = (1, 10, 100, 1000, 10_000)
 
 
@@ -64,12 +63,12 @@ def table(image: Path, roots: int, counts: list[int], folder: Path) -> None:
     good, broken, parity = folder / "good", folder / "broken", folder / "parity"
     shutil.copyfile(image, good)
     fec = [f"--fec-device={parity}", f"--fec-roots={roots}"]
-    made = json.loads(measure([*EDGE, "format", str(good), *fec, "--json"]).said)
+    made = json.loads(measure([*VERITY, "format", str(good), *fec, "--json"]).said)
     for burst in (False, True):
         for sectors in counts:
             shutil.copyfile(good, broken)
             places = damage(broken, sectors, burst, good.stat().st_size)
-            command = [*EDGE, "repair", str(broken), f"--root-hash={made['root_hash']}", *fec, "--json"]
+            command = [*VERITY, "repair", str(broken), f"--root-hash={made['root_hash']}", *fec, "--json"]
             run = measure(command, codes=(0, 4))
             record = json.loads(run.said)
             repaired = record["repaired_data_blocks"]["total"] + record["repaired_hash_blocks"]["total"]
@@ -80,31 +79,25 @@ def table(image: Path, roots: int, counts: list[int], folder: Path) -> None:
             theirs, bad = by_the_kernel(
                 places, roots, made["fec_blocks"], made["hash_start_block"], made["data_blocks"]
             )  # fmt: skip
-            cells = [
+            row(
                 f"{sectors} sectors, {'one burst' if burst else 'scattered'}", str(roots),
                 f"{repaired} of {repaired + lost} ({repaired / max(repaired + lost, 1):.1%})",
                 f"{theirs} of {bad} ({theirs / max(bad, 1):.1%})", str(record["unproven_data_blocks"]["total"]),
                 f"{run.wall:.2f}", f"{run.memory / 1e6:.0f}",
-            ]  # fmt: skip
-            print(f"| {' | '.join(cells)} |", flush=True)
+            )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--image", type=Path, help="to damage (default: 296 MB of noise; the content does not matter)")
     parser.add_argument("--roots", type=int, action="append", help="default: 2, 8 and 24")
     parser.add_argument("--sectors", type=int, action="append", help="default: 1, 10, 100, 1000 and 10000")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-        image = Path(name) / "image"
-        if options.image:
-            shutil.copyfile(options.image, image)
-            os.truncate(image, -(-image.stat().st_size // BLOCK) * BLOCK)
-        else:
-            noise(image)
-        print("| damage | roots | repaired by us | by the kernel | unproven data | wall s | peak memory MB |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        image = image_in(Path(name), options.image)
+        heads(
+            "damage", "roots", "repaired by us", "by the kernel", "unproven data", "wall s", "peak memory MB"
+        )  # fmt: skip
         for roots in options.roots or [2, 8, 24]:
             table(image, roots, options.sectors or list(SECTORS), Path(name))
 

@@ -20,36 +20,21 @@ scratch folder must not be below /dev. Linux 6.12 cannot restore the registers o
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import re
-import signal
-import stat
-import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
-from fec import EDGE, measure
+from common import arguments, heads, measure, row
+from fec import VERITY
+from guest import add_file, console, machine
 from repair import SECTORS, by_the_kernel, damage
 
-from erofs_edge.boot.cpio import write_cpio
-from erofs_edge.boot.initramfs import InitConfig, build_initramfs, compress
-from erofs_edge.boot.modules import KernelModules
-from erofs_edge.build.inputs import gather
-from erofs_edge.build.stages import fetch_debs, quiet
-from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.deb import read_deb
-from erofs_edge.toolbox.emulator import find_qemu
-from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.tree import FileTree
 from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import append
-from erofs_edge.vm.machine import arguments, kind_of
 
-BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
 INIT = """#!/bin/busybox sh
 export PATH=/bin DM_DISABLE_UDEV=1
 mount -t devtmpfs devtmpfs /dev
@@ -122,7 +107,7 @@ class Job:
         """Return the number of blocks that `verity repair` repairs."""
         where = [f"--hash-offset={self.verity.hash_offset}", f"--fec-offset={self.layout.offset}"]
         fec = [f"--fec-device={self.image}", f"--fec-roots={self.roots}"]
-        command = [*EDGE, "repair", str(self.image), f"--root-hash={self.verity.root_hash.hex()}", *where, *fec]
+        command = [*VERITY, "repair", str(self.image), f"--root-hash={self.verity.root_hash.hex()}", *where, *fec]
         record = json.loads(measure([*command, "--json"], codes=(0, 4)).said)
         return int(record["repaired_data_blocks"]["total"])
 
@@ -146,65 +131,33 @@ def native(linux: Path, jobs: list[Job], folder: Path) -> list[str]:
 
 def emulated(jobs: list[Job], folder: Path) -> list[str]:
     """Return the command of QEMU's machine with the stock board's kernel."""
-    cache, inputs = Cache(None), gather(BOARD)
-    debs = fetch_debs(inputs, cache, quiet)
-    kernel = KernelModules(read_deb(debs.kernel, cache).data)
-    programs = FileTree()
-    for name in sorted(debs.initramfs):
-        programs.merge(read_deb(debs.initramfs[name], cache).data)
-    (modules,) = kernel.streams(["virtio_blk", "dm_verity"])
-    config = InitConfig("", "", 4096, 0, 0, "", (), "")
     extra = FileTree()
-    extra.add("init", Inode(stat.S_IFREG | 0o755, content=BytesContent(INIT.encode())))
-    extra.add("jobs", Inode(stat.S_IFREG | 0o644, content=BytesContent("".join(j.table() for j in jobs).encode())))
+    add_file(extra, "jobs", "".join(job.table() for job in jobs))
     for job in jobs:
-        extra.add(f"fec-{job.serial}", Inode(stat.S_IFREG | 0o644, content=BytesContent(job.fec().encode())))
-    initramfs = folder / "initramfs"
-    initramfs.write_bytes(
-        build_initramfs(programs, {"disk": modules}, config, epoch=0) + compress(write_cpio(extra, epoch=0))
-    )
-    (folder / "vmlinuz").write_bytes(
-        next(node for path, node in read_deb(debs.kernel, cache).data.walk() if b"/vmlinuz-" in path).read()
-    )
-    return [str(find_qemu().program), *arguments(
-        kind_of("arm64"), kernel=folder / "vmlinuz", initramfs=initramfs,
-        disks={job.serial: job.image for job in jobs}, memory=1 << 30, epoch=0,
-    )]  # fmt: skip
+        add_file(extra, f"fec-{job.serial}", job.fec())
+    return machine(INIT, extra, ["virtio_blk", "dm_verity"], {job.serial: job.image for job in jobs}, folder)
 
 
 def read_through(command: list[str], timeout: float) -> Found:
-    """Return the machine's output until it has read everything, or is stopped."""
+    """Return what the machine reports until it has read everything, or is stopped."""
     found: Found = {}
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    ending = threading.Timer(timeout, os.killpg, [process.pid, signal.SIGKILL])
-    ending.start()
-    try:
-        for line in process.stdout:
-            print(line.rstrip(), file=sys.stderr, flush=True)
+    with console(command, timeout) as lines:
+        for line in lines:
             if told := re.search(r"repair: (\w+) unreadable (\d+) corrected (\d+)", line):
                 found[told[1]] = int(told[2]), int(told[3])
             if "repair: done" in line:
                 break
-    finally:
-        ending.cancel()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--mib", type=int, default=32, help="size of each image")
     parser.add_argument("--roots", type=int, default=2)
     parser.add_argument("--sectors", type=int, action="append", help="default: 1 to 10,000")
     parser.add_argument("--kind", choices=("spread", "burst"), help="one of both alone")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
     parser.add_argument("--native", type=Path, help="Linux as a program of this machine, in place of QEMU's machine")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder, jobs = Path(name), list[Job]()
@@ -217,8 +170,7 @@ def main() -> None:
         command = native(options.native, jobs, folder) if options.native else emulated(jobs, folder)
         found = read_through(command, options.timeout)
         damaged = f"damage, {options.mib} MiB, {options.roots} roots"
-        print(f"| {damaged} | bad blocks | repaired by us | read by the kernel | computed |")
-        print("| --- | --- | --- | --- | --- |")
+        heads(damaged, "bad blocks", "repaired by us", "read by the kernel", "computed")
         for job in jobs:
             computed, bad = by_the_kernel(
                 job.places, job.roots, job.layout.blocks, job.verity.hash_start_block, job.verity.data_blocks
@@ -229,7 +181,7 @@ def main() -> None:
                 shares.insert(1, f"{read} ({read / bad:.1%})")
             else:
                 shares.insert(1, f"not within {options.timeout:g} s")
-            print(f"| {' | '.join([job.serial, str(bad), *shares])} |", flush=True)
+            row(job.serial, bad, *shares)
         print(f"\n<!-- {json.dumps(found)} -->")
 
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run all benchmarks, one after the other (`make bench`). Copy their tables into docs/benchmarks.md by hand.
+"""Run all benchmarks, one after the other (`make bench`), which takes hours.
 
-repair_kernel.py is left out: its emulated kernel corrects each bad block again, which takes long.
+usage: python benchmarks/run.py [--only SCRIPT …] [--runs N] [--tree DIR] [--update DIR] [--out FOLDER] [--scratch DIR]
+
+Copy their tables into docs/benchmarks.md by hand. A script that fails does not stop the others. All options but --only
+are handed to each script. repair_kernel.py is left out: its emulated kernel corrects each bad block again, which takes
+long.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from common import arguments
 
 SCRIPTS = (
     "command.py",
@@ -39,11 +45,21 @@ SCRIPTS = (
 
 
 def main() -> None:
+    parser = arguments(__doc__, runs=5, trees=2, board=True)
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="SCRIPT", default=SCRIPTS, help="default: all")
+    options = parser.parse_args()
+    given = {"runs": options.runs, "tree": options.tree, "update": options.update, "out": options.out}
+    given["scratch"] = options.scratch
+    words = [f"--{name}={value}" for name, value in given.items() if value != parser.get_default(name)]
     print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}\n", flush=True)
-    for script in SCRIPTS:
+    failed = []
+    for script in options.only:
         print(f"## {script}\n", flush=True)
-        subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *sys.argv[1:]], check=True)
+        if subprocess.run([sys.executable, Path(__file__).with_name(script), *words], check=False).returncode:
+            failed.append(script)
         print(flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ other load on the machine does not change its numbers.
 
 from __future__ import annotations
 
-import argparse
 import random
+
+from common import arguments, heads, row
 
 from erofs_edge.simulator.serial_line import Fault, SerialLine, no_fault
 from erofs_edge.simulator.uboot import UBoot
@@ -53,22 +54,20 @@ def seconds(baud: int, data: bytes, fault: Fault) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=5)
-    options, _ = parser.parse_known_args()
-    print("| line, baud | bytes | payload of the line's rate | every 100th block damaged | that costs |")
-    print("|---|---|---|---|---|")
+    parser = arguments(__doc__)
+    parser.add_argument("--windows", type=int, default=4, help="default: 4")
+    parser.add_argument("--seeds", type=int, default=5, help="runs with errors (default: 5)")
+    options = parser.parse_args()
+    heads("line, baud", "bytes", "payload of the line's rate", "every 100th block damaged", "that costs")
     for baud in RATES:
         data = random.Random(baud).randbytes(options.windows * uboot.window_size(baud))
         ideal = len(data) * 10 / baud
         clean = seconds(baud, data, no_fault)
         hurt = [seconds(baud, data, damage(seed)) for seed in range(options.seeds)]
-        print(
-            f"| {baud} | {len(data)} | {ideal / clean:.1%} | {ideal / max(hurt):.1%} to {ideal / min(hurt):.1%} "
-            f"| {min(hurt) / clean - 1:.1%} to {max(hurt) / clean - 1:.1%} |",
-            flush=True,
-        )
+        row(
+            baud, len(data), f"{ideal / clean:.1%}", f"{ideal / max(hurt):.1%} to {ideal / min(hurt):.1%}",
+            f"{min(hurt) / clean - 1:.1%} to {max(hurt) / clean - 1:.1%}",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,13 +11,10 @@ actual cost. Prints a markdown table, medians of the runs.
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -25,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from common import BOARD, arguments, build_board, heads, row, running
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.flashing import MACHINE, RATE, console_arguments, flashing_tree
@@ -36,7 +35,6 @@ from erofs_edge.transport.serial.line import Exchange
 from erofs_edge.transport.serial.port import SocketPort, drive
 from erofs_edge.u_boot.compile import FLASHING, compiled
 
-BOARD = Path("boards/qemu-aarch64.yaml")
 LATENCY, LISTEN = 2.0, 20.0
 """seconds, as in flash/serial.py for emulated machines"""
 
@@ -54,10 +52,10 @@ class Machine:
 
     def take(self, data: bytes) -> None:
         """Send the bytes to the machine's memory; record bytes per second and CPU time per byte."""
-        began, used = time.monotonic(), self._processor()
+        began, used = time.monotonic(), running(self.process.pid)
         drive(self._send(data), self.port)
         self.rates.append(len(data) / (time.monotonic() - began))
-        self.costs.append((self._processor() - used) / len(data))
+        self.costs.append((running(self.process.pid) - used) / len(data))
         said = drive(self.console.run(f"crc32 {self.memory:x} {len(data):x}", wait=60), self.port).output
         assert f"{zlib.crc32(data):08x}" in said, said
 
@@ -66,14 +64,9 @@ class Machine:
         yield from ymodem.send(data, baud=self.console.baud, latency=LATENCY)
         yield from self.console.finish()
 
-    def _processor(self) -> float:
-        """Return the CPU seconds of all its threads."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
 
 @contextmanager
-def running(words: list[str], socket: Path, baud: int) -> Iterator[Machine]:
+def started(words: list[str], socket: Path, baud: int) -> Iterator[Machine]:
     """Yield a machine whose console is at that socket."""
     program = str(find_qemu().program)
     with subprocess.Popen([program, *words, "-monitor", "none"], stderr=subprocess.DEVNULL) as process:
@@ -104,28 +97,24 @@ def virtio_console(folder: Path) -> tuple[list[str], Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kib", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
-    options, _ = parser.parse_known_args()
-    edge = str(Path(sys.executable).with_name("erofs-edge"))
-    subprocess.run([edge, "build", str(BOARD), "-o", str(options.out), "--relock-if-gone"], check=True)
+    parser = arguments(__doc__, runs=5, board=True)
+    parser.add_argument("--kib", type=int, default=64, help="default: 64")
+    options = parser.parse_args()
+    build_board(options.out)
     data = random.Random(1).randbytes(options.kib << 10)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         uart, virtio = emulated_uart(options.out, Path(name)), virtio_console(Path(name))
-        with running(*uart, 115200) as first, running(*virtio, RATE) as second:
+        with started(*uart, 115200) as first, started(*virtio, RATE) as second:
             for _ in range(options.runs):
                 for machine in (first, second):
                     other = second if machine is first else first
                     other.process.send_signal(signal.SIGSTOP)  # it would look for input all the time
                     machine.take(data)
                     other.process.send_signal(signal.SIGCONT)
-    print("| console | KB/s | processor time of QEMU, µs a byte |")
-    print("| --- | --- | --- |")
+    heads("console", "KB/s", "CPU time of QEMU, µs per byte")
     for title, machine in (("UART, Debian's U-Boot", first), ("virtio, the U-Boot for flashing", second)):
         rate, cost = statistics.median(machine.rates), statistics.median(machine.costs)
-        print(f"| {title} | {rate / 1000:.1f} | {cost * 1e6:.1f} |")
+        row(title, f"{rate / 1000:.1f}", f"{cost * 1e6:.1f}")
 
 
 if __name__ == "__main__":

@@ -3,24 +3,24 @@
 
 usage: python benchmarks/stable_layout.py [--tree DIR] [--update DIR] [--updates N] [--scratch DIR]
 
-First the tree (default: benchmarks/corpus.py's) is updated to its newer version, if there is one (default: `update`
-beside it), then come N (20) generated updates in a row, each of which changes, grows, removes and adds some percent of
-the files. 'in place' counts the blocks that differ from the old image's at the same place; 'floor' counts those of a
-fresh image of the new tree whose content is nowhere in the old image: what would have to be sent if blocks could be
-anywhere.
+First the tree is updated to its newer version, then come N (20) generated updates in a row, each of which changes,
+grows, removes and adds some percent of the files. Each image is compared with a fresh one, built without a baseline.
+
+'in place' counts the blocks that differ from the old image's at the same place; 'floor' counts those of a fresh image
+of the new tree whose content is nowhere in the old image: what would have to be sent if blocks could be anywhere.
+Prints a markdown table.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import random
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from common import arguments, blocks, heads, row, trees_of
+from same import compare
 
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.info import ErofsInfo
@@ -33,20 +33,13 @@ SHARE = 50  # of the files are changed, one in so many; half as many grow, go an
 LARGEST = 4 << 20  # bytes of a file that generated updates touch
 
 
-def blocks(image: Path, size: int = 4096) -> list[bytes]:
-    """Return a digest of each block."""
-    found = []
-    with image.open("rb") as file:
-        while data := file.read(size):
-            found.append(hashlib.blake2b(data, digest_size=16).digest())
-    return found
-
-
-def row(name: str, old: Path, new: Path, fresh: Path, info: ErofsInfo, seconds: float) -> str:
+def show(name: str, old: Path, new: Path, fresh: Path, info: ErofsInfo, seconds: float) -> None:
+    """Print the row of an update. Stop unless both new images have the same content."""
+    compare(new, fresh)
     before, after = blocks(old), blocks(fresh)
     floor = len(set(after) - set(before))
     changed = info.changed_blocks or 0
-    cells = [
+    row(
         name,
         f"{changed} ({100 * changed / info.blocks:.2f} %)",
         f"{floor} ({100 * floor / len(after):.2f} %)",
@@ -54,8 +47,7 @@ def row(name: str, old: Path, new: Path, fresh: Path, info: ErofsInfo, seconds: 
         f"{new.stat().st_size / fresh.stat().st_size:.4f}x",
         f"{100 * info.free_blocks / info.blocks:.2f} %",
         f"{seconds:.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+    )
 
 
 def updated(tree: FileTree, seed: int) -> FileTree:
@@ -82,7 +74,7 @@ def updated(tree: FileTree, seed: int) -> FileTree:
     return tree
 
 
-def generated(tree: FileTree, first: Path, count: int, folder: Path, options: WriteOptions) -> Iterator[str]:
+def generated(tree: FileTree, first: Path, count: int, folder: Path, options: WriteOptions) -> None:
     old = first
     for number in range(1, count + 1):
         tree = updated(tree, number)
@@ -91,23 +83,18 @@ def generated(tree: FileTree, first: Path, count: int, folder: Path, options: Wr
         info = write_image(tree, new, options.replaced(baseline=old))
         seconds = time.monotonic() - start
         write_image(tree, fresh, options)
-        yield row(f"generated {number}", old, new, fresh, info, seconds)
+        show(f"generated {number}", old, new, fresh, info, seconds)
         if old != first:
             old.unlink()
         old = new
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path)
-    parser.add_argument("--update", type=Path)
-    parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    parser = arguments(__doc__, trees=2)
+    parser.add_argument("--updates", type=int, default=20, help="generated ones (default: 20)")
     given = parser.parse_args()
-    tree = given.tree or _corpus()
-    newer = given.update or tree.with_name("update")
-    print("| update | in place | floor | ratio | image to a fresh one | free | s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    tree, newer = trees_of(given)
+    heads("update", "in place", "floor", "ratio", "image to a fresh one", "free", "s")
     with tempfile.TemporaryDirectory(dir=given.scratch) as name:
         folder = Path(name)
         with CompressionCache(folder / "cache") as cache:
@@ -119,22 +106,13 @@ def main() -> None:
             again = folder / "again"
             write_image(scan(tree), again, options.replaced(baseline=first))
             subprocess.run(["cmp", str(first), str(again)], check=True)
-            if newer.is_dir():
-                new, fresh = folder / "new", folder / "fresh"
-                start = time.monotonic()
-                info = write_image(scan(newer), new, options.replaced(baseline=first))
-                seconds = time.monotonic() - start
-                write_image(scan(newer), fresh, options)
-                print(row(f"{tree.name} → {newer.name}", first, new, fresh, info, seconds), flush=True)
-            for line in generated(scan(tree), first, given.updates, folder, options):
-                print(line, flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
+            new, fresh = folder / "new", folder / "fresh"
+            start = time.monotonic()
+            info = write_image(scan(newer), new, options.replaced(baseline=first))
+            seconds = time.monotonic() - start
+            write_image(scan(newer), fresh, options)
+            show(f"{tree.name} → {newer.name}", first, new, fresh, info, seconds)
+            generated(scan(tree), first, given.updates, folder, options)
 
 
 if __name__ == "__main__":

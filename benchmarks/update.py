@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """An update of a slot: bytes written and sent, against the block floor and `zstd --patch-from`; the cost of a plan.
 
-usage: python benchmarks/update.py [--tree DIR] [--update DIR] [--scratch DIR]
+usage: python benchmarks/update.py [--tree DIR] [--update DIR] [--runs N] [--scratch DIR]
 
-A board has the tree (default: benchmarks/corpus.py's) as its system in both slots. Its newer version (default: `update`
-beside it), built with and without `--baseline`, is flashed to slot b of simulated targets with different abilities. The
-boot images are one block each, so that all numbers are of the system and its hash tree. 'floor' counts the blocks of
-the system that are nowhere in the old one. Each flash is checked by what the board would start. Last, the cost of
-proving that a target is already up to date, against a full flash of the same image: bytes on the wire for remote
-targets, seconds for a file and (as root) for a block device on the disk, with direct reads and writes. Prints markdown
-tables.
+A board has the tree as its system in both slots. Its newer version, built with and without `--baseline`, is flashed to
+slot b of simulated targets with different abilities. The boot images are one block each, so that all numbers are of
+the system and its hash tree. 'floor' counts the blocks of the system that are nowhere in the old one. Each flash is
+checked by what the board would start, and zstd's patch by applying it. Last, the cost of proving that a target is
+already up to date, against a full flash of the same image: bytes on the wire for remote targets, seconds for a file
+and (as root) for a block device on the disk, with direct reads and writes. Prints markdown tables.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
+import filecmp
 import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
+
+from common import BLOCK, EDGE, arguments, blocks, heads, measure, row, trees_of
+from same import compare
 
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.options import WriteOptions
@@ -42,7 +42,6 @@ from erofs_edge.sources.directory import scan
 from erofs_edge.toolbox.prefix import find
 from erofs_edge.verity.tree import append
 
-BLOCK = 4096
 KINDS = {
     "read": Ability.READ,
     "hash": Ability.READ | Ability.HASH,
@@ -72,15 +71,16 @@ def disk(system: Path, out: Path, room: int, version: int) -> Path:
         images.system_image = original
 
 
-def blocks(path: Path) -> list[bytes]:
-    raw = memoryview(path.read_bytes())
-    return [hashlib.blake2b(raw[at : at + BLOCK], digest_size=16).digest() for at in range(0, len(raw), BLOCK)]
-
-
-def patch_size(old: Path, new: Path, out: Path) -> int:
-    command = [find("zstd", host=False), "-q", "-f", "-3", "--long=30", f"--patch-from={old}", new, "-o", out]
-    subprocess.run([str(word) for word in command], check=True)
-    return out.stat().st_size
+def patch_size(old: Path, new: Path, folder: Path) -> int:
+    """Return the bytes of zstd's patch, which is also applied."""
+    patch, back = folder / "patch", folder / "patched"
+    words = [str(find("zstd", host=False)), "-q", "-f", "--long=30", f"--patch-from={old}"]
+    subprocess.run([*words, "-3", str(new), "-o", str(patch)], check=True)
+    subprocess.run([*words, "-d", str(patch), "-o", str(back)], check=True)
+    if not filecmp.cmp(new, back, shallow=False):
+        raise SystemExit("zstd's patch makes another image")
+    back.unlink()
+    return patch.stat().st_size
 
 
 def flashed(old: Path, new: Path, kind: str, memory: bytes) -> list[str]:
@@ -100,23 +100,12 @@ def flashed(old: Path, new: Path, kind: str, memory: bytes) -> list[str]:
 
 def command(*words: object) -> tuple[float, float, dict[str, object]]:
     """Return the wall and CPU seconds of a flash, and its record."""
-    begun, before = time.monotonic(), _children()
-    done = subprocess.run(
-        [sys.executable, "-m", "erofs_edge", "flash", *map(str, words), "--json"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return time.monotonic() - begun, _children() - before, json.loads(done.stdout)
+    run = measure([*EDGE, "flash", *map(str, words), "--json"])
+    return run.wall, run.cpu, json.loads(run.said)
 
 
-def _children() -> float:
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def proof(image: Path, kind: str, memory: bytes) -> str:
-    """Return one row: the bytes on the wire for a target that can only read, or that can hash."""
+def proof(image: Path, kind: str, memory: bytes) -> list[str]:
+    """Return the cells of one row: the bytes on the wire for a target that can only read, or that can hash."""
     crossed = []
     for wish in (Wish(full=True), Wish()):
         there = SimulatedTarget(SimulatedDisk(bytearray(memory)), KINDS[kind])
@@ -124,24 +113,23 @@ def proof(image: Path, kind: str, memory: bytes) -> str:
         results = flash(todo.plan, there, quiet, found=todo.found, known=todo.known)  # type: ignore[arg-type]
         assert wish.full or not any(result.written or result.zeroed or result.copied for result in results)
         crossed.append((there.sent + there.answered) / 1e6)
-    return f"| behind a wire: {kind} | {crossed[1]:.2f} MB | {crossed[0]:.2f} MB | {crossed[1] / crossed[0]:.4f}x |"
+    return [f"{crossed[1]:.2f} MB", f"{crossed[0]:.2f} MB", f"{crossed[1] / crossed[0]:.4f}x"]
 
 
-def right_already(image: Path, target: Path, runs: int = 5) -> str:
-    """Return one row: wall seconds of alternating flashes, minimum and median, and the minimum of CPU seconds. A file
-    is checked twice after each full flash: first it is partly on the disk, then in memory."""
+def right_already(image: Path, target: Path, runs: int) -> list[str]:
+    """Return the cells of one row: wall seconds of alternating flashes, minimum and median, and the least CPU seconds.
+    A file is checked twice after each full flash: first it is partly on the disk, then in memory."""
     full, first, again = (list[tuple[float, float]]() for _ in range(3))
     for _ in range(runs):
         for taken, words in ((full, ["--full"]), (first, []), (again, [])):
             clock, processors, record = command(image, "--to", target, "--yes", *words)
             assert words or not record["bytes_written"]
             taken.append((clock, processors))
-    cells = ["block device" if target.is_block_device() else "file"]
+    cells = []
     for value in (min, median):
         clocks = [value(clock for clock, _ in taken) for taken in (again, first, full)]
         cells += [*(f"{seconds:.3f}" for seconds in clocks), f"{clocks[0] / clocks[2]:.2f}x"]
-    cells += [f"{min(processors for _, processors in taken):.2f}" for taken in (again, full)]
-    return f"| {' | '.join(cells)} |"
+    return cells + [f"{min(processors for _, processors in taken):.2f}" for taken in (again, full)]
 
 
 @contextmanager
@@ -159,67 +147,76 @@ def loop(file: Path) -> Iterator[Path | None]:
         subprocess.run(["losetup", "-d", str(device)], check=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path)
-    parser.add_argument("--update", type=Path)
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
-    given, _ = parser.parse_known_args()
-    tree = given.tree or _corpus()
-    newer = given.update or tree.with_name("update")
-    with tempfile.TemporaryDirectory(dir=given.scratch) as name:
-        folder = Path(name)
-        old, stable, fresh = (folder / word for word in ("old", "baseline", "fresh"))
-        with CompressionCache(folder / "cache") as cache:
-            options = WriteOptions(
-                compression="lz4hc", level=9, pcluster=65536, epoch=0, times="fixed", all_root=True, cache=cache
-            )
+def images_of(tree: Path, newer: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """Build the tree, its newer version with the first image as a baseline, and its newer version without."""
+    old, stable, fresh = (folder / word for word in ("old", "baseline", "fresh"))
+    with CompressionCache(folder / "cache") as cache:
+        options = WriteOptions(
+            compression="lz4hc", level=9, pcluster=65536, epoch=0, times="fixed", all_root=True, cache=cache
+        )
+        write_image(scan(tree), old, options)
+        write_image(scan(newer), stable, options.replaced(baseline=old))
+        write_image(scan(newer), fresh, options)
+    compare(stable, fresh)
+    return old, stable, fresh
 
-            write_image(scan(tree), old, options)
-            write_image(scan(newer), stable, options.replaced(baseline=old))
-            write_image(scan(newer), fresh, options)
+
+def sent(old: Path, systems: dict[Path, Path], first: Path, folder: Path) -> None:
+    """Print what an update of the disk `first` to each system (image → disk) writes and sends."""
+    memory, had = first.read_bytes(), set(blocks(old))
+    heads(
+        "update", "target", "written MB", "sent MB", "answered MB", "CPU s", "floor MB", "zstd -3 --patch-from MB"
+    )  # fmt: skip
+    for system, new in systems.items():
+        floor = len(set(blocks(system)) - had) * BLOCK / 1e6
+        delta = patch_size(old, system, folder) / 1e6
+        for kind in KINDS:
+            row(system.name, *flashed(first, new, kind, memory), f"{floor:.1f}", f"{delta:.1f}")
+
+
+def proved(image: Path, new: Path, card: Path, runs: int) -> None:
+    """Print what it costs to prove that a target is right already: an image in a file, a disk in `card`."""
+    print()
+    heads("target", "right already", "full flash", "ratio")
+    now = card.read_bytes()
+    for kind in ("read", "hash"):
+        row(f"behind a wire: {kind}", *proof(new, kind, now))
+    print()
+    titles = "right, least s", "just written", "full", "ratio", "right, median s", "just written", "full", "ratio"
+    heads("target", *titles, "CPU s: right", "full")
+    plain = card.with_name("plain")
+    shutil.copyfile(image, plain)
+    row("file, one image", *right_already(image, plain, runs))
+    row("file, a disk", *right_already(new, card, runs))
+    with loop(card) as device:
+        if device is not None:
+            row("block device", *right_already(new, device, runs))
+        else:
+            print("\nblock device: not measured, as loop devices need root")
+
+
+def main() -> None:
+    options = arguments(__doc__, runs=5, trees=2).parse_args()
+    tree, newer = trees_of(options)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        folder = Path(name)
+        old, stable, fresh = images_of(tree, newer, folder)
         room = -(-max(path.stat().st_size for path in (old, stable, fresh)) * 102 // 100 >> 20) << 20
         first = disk(old, folder / "old.img", room, 1)
-        memory, had = first.read_bytes(), set(blocks(old))
-        print("| update | target | written MB | sent MB | answered MB | CPU s | floor MB | zstd -3 --patch-from MB |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for version, system in ((2, stable), (3, fresh)):
-            new = disk(system, folder / f"{system.name}.img", room, version)
-            floor = len(set(blocks(system)) - had) * BLOCK / 1e6
-            delta = patch_size(old, system, folder / "delta") / 1e6
-            for kind in KINDS:
-                row = [system.name, *flashed(first, new, kind, memory), f"{floor:.1f}", f"{delta:.1f}"]
-                print(f"| {' | '.join(row)} |", flush=True)
-        card = folder / "card.img"
+        systems = {
+            system: disk(system, folder / f"{system.name}.img", room, version)
+            for version, system in ((2, stable), (3, fresh))
+        }
+        sent(old, systems, first, folder)
+        card, new = folder / "card.img", systems[stable]
         shutil.copyfile(first, card)
-        new = folder / "baseline.img"
-        print("\n| command | clock s | CPU s | bytes written |\n| --- | --- | --- | --- |")
-        for label, words in (
-            ("flash --plan", ["--plan"]),
-            ("flash --full", ["--full"]),
-            ("flash of what is there", []),
-        ):
+        print()
+        heads("command", "clock s", "CPU s", "bytes written")
+        commands = {"flash --plan": ["--plan"], "flash --full": ["--full"], "flash of what is there": []}
+        for label, words in commands.items():
             clock, processors, record = command(new, "--to", card, *words)
-            print(f"| {label} | {clock:.2f} | {processors:.2f} | {record['bytes_written']} |", flush=True)
-        print("\n| target | right already | full flash | ratio |\n| --- | --- | --- | --- |")
-        now = card.read_bytes()
-        for kind in ("read", "hash"):
-            print(proof(new, kind, now), flush=True)
-        heads = "right, least s", "just written", "full", "ratio", "right, median s", "just written", "full", "ratio"
-        print(f"\n| target | {' | '.join(heads)} | CPU s: right | full |\n| {' | '.join(['---'] * 11)} |")
-        shutil.copyfile(stable, folder / "plain")  # an image without partitions
-        print(right_already(stable, folder / "plain").replace("file", "file, one image"), flush=True)
-        print(right_already(new, card), flush=True)
-        with loop(card) as device:
-            if device is not None:
-                print(right_already(new, device), flush=True)
-
-
-def _corpus() -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from corpus import corpus
-
-    return corpus()
+            row(label, f"{clock:.2f}", f"{processors:.2f}", record["bytes_written"])
+        proved(stable, new, card, options.runs)
 
 
 if __name__ == "__main__":
