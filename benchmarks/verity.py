@@ -9,6 +9,8 @@ on other load. The build is that of the stock board, signed with its development
 
 from __future__ import annotations
 
+import filecmp
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,29 @@ from common import EDGE, Run, arguments, build_board, heads, image_in, measure, 
 from fec import VERITY
 
 from erofs_edge.toolbox.prefix import find
+from erofs_edge.verity.tree import append
+
+SALT = bytes(range(32))
+MEANWHILE = {"lz4hc,9 64K": ["lz4hc", "9"], "lz4 64K": ["lz4", ""]}
+BUILD = """
+import sys
+from pathlib import Path
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.sources.directory import scan
+from erofs_edge.verity.meanwhile import Meanwhile
+from erofs_edge.verity.tree import append
+tree, image, codec, level, salt = sys.argv[1:]
+level = int(level) if level else None
+options = WriteOptions(compression=codec, level=level, pcluster=65536, epoch=0, times="fixed", all_root=True)
+if not salt:
+    write_image(scan(Path(tree)), Path(image), options)
+else:
+    with Meanwhile(bytes.fromhex(salt)) as meanwhile:
+        info = write_image(scan(Path(tree)), Path(image), options, meanwhile)
+        append(Path(image), salt=bytes.fromhex(salt), digests=meanwhile.digests(info.size))
+"""
+"""as `erofs-edge build` does it"""
 
 
 def sha256(*paths: str) -> list[str]:
@@ -56,6 +81,22 @@ def build_row(tree: Path, folder: Path, runs: int) -> None:
     compared("tree / `fs build` of the same image", runs, hashed, build)
 
 
+def meanwhile_row(mode: str, tree: Path, folder: Path, runs: int) -> None:
+    """Compare a build that makes the tree as well with one that does not. Both images must be equal, and so must the
+    tree and one made afterwards."""
+    with_tree, without = folder / "with-tree.img", folder / "without.img"
+
+    def build(image: Path, salt: str) -> Run:
+        image.unlink(missing_ok=True)
+        return measure([sys.executable, "-c", BUILD, str(tree), str(image), *MEANWHILE[mode], salt])
+
+    what = f"{mode}: image and tree, made at the same time / image alone"
+    compared(what, runs, lambda: build(with_tree, SALT.hex()), lambda: build(without, ""))
+    append(without, salt=SALT)
+    if not filecmp.cmp(with_tree, without, shallow=False):
+        raise SystemExit(f"{mode}: a tree made while the image is written differs")
+
+
 def out_row(out: Path, runs: int) -> None:
     """Compare `verify OUT` with the plain digest of its files. The disk, which is mostly holes, is left out of that."""
     files = [str(path) for path in sorted(out.iterdir()) if path.is_file() and path.name != "disk.img"]
@@ -76,6 +117,8 @@ def main() -> None:
         folder = Path(name)
         verify_row(image_in(folder, options.image), options.runs)
         build_row(tree, folder, options.runs)
+        for mode in MEANWHILE:
+            meanwhile_row(mode, tree, folder, options.runs)
         out_row(options.out, options.runs)
 
 
