@@ -10,38 +10,21 @@ mkdir -p /run /dev/shm && mount -t tmpfs -o size=90% tmpfs /run
 # what is hashed, in large pages where the kernel has them: it makes them in a third of the time (seen in QEMU)
 mkdir /run/data || fail "no /run"
 mount -t tmpfs -o size=90%,huge=always tmpfs /run/data || mount -t tmpfs -o size=90% tmpfs /run/data || fail "no memory"
-for module in /modules/*.ko; do insmod "$module" || echo "erofs-edge: $module does not load"; done
+# whoever has no certificate of this board's authority is refused
+tls=''
+[ ! -d /tls ] || tls='--tls=require --tls-certificates=/tls --tls-verify-peer'
+# each question of the control export that a filter answers is a process less when a host comes
+filters=''
+for name in exportname nozero noextents fua rotational multi-conn nocache; do filters="$filters --filter=$name"; done
+# this and the drivers take a while, each on a processor of its own where there are several
+# shellcheck disable=SC2086  # several words, or none
+nbdkit -f -p 10810 --no-fork --keepalive -t 1 $tls $filters sh /bin/control multi-conn-mode=disable default-export=c &
+for module in /modules/*.ko; do insmod "$module" || echo "erofs-edge: $module does not load"; done &
+loading=$!
 
-disk='' address=''
-read -r arguments < /proc/cmdline
-for argument in $arguments; do
-    case $argument in
-        edge.disk=*) disk=/dev/${argument#*=} ;;
-        edge.ip=*) address=${argument#*=} ;;
-    esac
-done
-turns=0
-until [ -b "${disk:-/none}" ]; do
-    for name in vda mmcblk0 sda nvme0n1; do [ -n "$disk" ] || [ ! -b "/dev/$name" ] || disk=/dev/$name; done
-    turns=$((turns + 1))
-    [ $turns -lt 100 ] || fail "no disk ${disk:-of any kind}"
-    sleep 0.1
-done
-ip link set lo up
-link=''
-for path in /sys/class/net/*; do [ "${path##*/}" = lo ] || link=${path##*/}; done
-[ -n "$link" ] || fail "no network interface"
-ip link set "$link" up
-if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q -i "$link" -s /bin/leased || fail "no DHCP"; fi
-
-echo "$disk" > /run/disk
-blockdev --getsize64 "$disk" > /run/size
 grep -c ^processor /proc/cpuinfo > /run/cpus
-# a host that died without a word is forgotten after a minute, so that another one may write; one that is asked for what
-# it will not take, after two or so (Linux, ip-sysctl.rst)
-for setting in tcp_keepalive_time=30 tcp_keepalive_intvl=10 tcp_keepalive_probes=3 tcp_retries2=8; do
-    echo "${setting#*=}" > "/proc/sys/net/ipv4/${setting%=*}"
-done
+echo > /run/disk
+echo 0 > /run/size
 # what a host need not ask for: which board this is, and which digests it has besides sha256
 {
     echo serial
@@ -51,20 +34,52 @@ done
 /bin/work who
 said="erofs-edge board|$(tr '|\n' '_|' < /run/answers)|blake2b"
 rm -f /run/control.who /run/answers
-# whoever has no certificate of this board's authority is refused
-tls=''
-[ ! -d /tls ] || tls='--tls=require --tls-certificates=/tls --tls-verify-peer'
-# each question of the control export that a filter answers is a process less when a host comes
-filters=''
-for name in exportname nozero noextents fua rotational multi-conn nocache; do filters="$filters --filter=$name"; done
-# shellcheck disable=SC2086  # several words, or none
-nbdkit -f -p 10810 --no-fork --keepalive -t 1 $tls $filters sh /bin/control multi-conn-mode=disable default-export=c &
+
+disk='' address=''
+read -r arguments < /proc/cmdline
+for argument in $arguments; do
+    case $argument in
+        edge.disk=*) disk=/dev/${argument#*=} ;;
+        edge.ip=*) address=${argument#*=} ;;
+    esac
+done
+wait $loading
+turns=0
+until [ -b "${disk:-/none}" ]; do
+    for name in vda mmcblk0 sda nvme0n1; do [ -n "$disk" ] || [ ! -b "/dev/$name" ] || disk=/dev/$name; done
+    turns=$((turns + 1))
+    [ $turns -lt 100 ] || fail "no disk ${disk:-of any kind}"
+    sleep 0.1
+done
+echo "$disk" > /run/disk
+blockdev --getsize64 "$disk" > /run/size
 # shellcheck disable=SC2086
 nbdkit -f -p 10809 --keepalive -t 8 $tls --filter=exportname file "$disk" "exportdesc=fixed:$said" &
-at=$(ip -4 -o addr show "$link" | tr -s ' ' | cut -d' ' -f4) # while the exports start
+
+ip link set lo up
+link=''
+for path in /sys/class/net/*; do [ "${path##*/}" = lo ] || link=${path##*/}; done
+[ -n "$link" ] || fail "no network interface"
+ip link set "$link" up
+if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q -i "$link" -s /bin/leased || fail "no DHCP"; fi
+
+# a host that died without a word is forgotten after a minute, so that another one may write; one that is asked for what
+# it will not take, after two or so (Linux, ip-sysctl.rst)
+for setting in tcp_keepalive_time=30 tcp_keepalive_intvl=10 tcp_keepalive_probes=3 tcp_retries2=8; do
+    echo "${setting#*=}" > "/proc/sys/net/ipv4/${setting%=*}"
+done
+at=$(ip -4 -o addr show "$link" | tr -s ' ' | cut -d' ' -f4)
 read -r size < /run/size
 turns=0
-listening() { grep -qs ":$1 0*:0000 0A" /proc/net/tcp /proc/net/tcp6; }
+# whether something waits for connections at PORT, in hexadecimal
+listening() {
+    for table in /proc/net/tcp /proc/net/tcp6; do
+        [ ! -r $table ] || while read -r _ here _ state _; do
+            [ "${here##*:} $state" != "$1 0A" ] || return 0
+        done < $table
+    done
+    return 1
+}
 until listening 2A39 && listening 2A3A; do # the two ports
     turns=$((turns + 1))
     [ $turns -lt 200 ] || fail "the exports do not start"
