@@ -18,7 +18,7 @@ from pathlib import Path
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.coverage import Coverage
-from erofs_edge.erofs.decode import decode
+from erofs_edge.erofs.decode import decode_lent
 from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
@@ -431,7 +431,7 @@ class _Check:
         for extent, path in batch:
             try:
                 if extent.kind is Kind.ENCODED:
-                    decode(backing, self.info, extent, lent=True)
+                    decode_lent(backing, self.info, extent)
                 elif not extent.inline and extent.kind is Kind.RAW and extent.size > extent.length:
                     rest = backing.read(extent.address + extent.length, extent.size - extent.length, "padding")
                     if rest.count(0) != len(rest):

@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
-from typing import Any, overload
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing, broken
@@ -21,30 +20,30 @@ from erofs_edge.errors import FormatError
 
 
 @cache
-def _decompress(algorithm: int, *, lent: bool) -> Callable[..., Any]:
+def _decompress(algorithm: int) -> Callable[..., bytes | memoryview]:
     """Return decompress(data, size, *, partial) → `size` bytes, or FormatError. Codecs are imported on first use."""
     module = importlib.import_module(f"erofs_edge.codec.{ondisk.ALGORITHM_NAMES[algorithm]}")
-    decompress: Callable[..., Any] = module.decompress
-    return getattr(module, "decompress_lent", decompress) if lent else decompress
+    decompress: Callable[..., bytes] = module.decompress
+    return getattr(module, "decompress_lent", decompress)
 
 
-@overload
-def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes: ...
-@overload
-def decode(backing: Backing, info: SuperInfo, extent: Extent, *, lent: bool) -> bytes | memoryview: ...
-def decode(backing: Backing, info: SuperInfo, extent: Extent, *, lent: bool = False) -> bytes | memoryview:
+def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
     """Decode a raw, rotated or encoded extent. Raises ErofsFormatError if it does not decode.
 
-    Never allocates more than the extent's length and its pcluster. `lent`: the thread's next call may overwrite what is
-    returned.
+    Never allocates more than the extent's length and its pcluster.
     """
+    return bytes(decode_lent(backing, info, extent))
+
+
+def decode_lent(backing: Backing, info: SuperInfo, extent: Extent) -> bytes | memoryview:
+    """Like `decode`, but the thread's next call may overwrite what is returned."""
     if extent.kind is Kind.RAW:
         return backing.read(extent.address, extent.length, "file data")
     if extent.kind is Kind.ROTATED:
         block = backing.read(extent.address, extent.size, "file data")
         turn = extent.start % info.block_size
         return (block[turn:] + block[:turn])[: extent.length]
-    decompress = _decompress(extent.algorithm, lent=lent)
+    decompress = _decompress(extent.algorithm)
     data = backing.read(extent.address, extent.size, "pcluster")
     padded = info.incompat(ondisk.INCOMPAT_LZ4_0PADDING)
     if padded and not data[0]:
@@ -53,10 +52,9 @@ def decode(backing: Backing, info: SuperInfo, extent: Extent, *, lent: bool = Fa
             raise broken(f"pcluster starts with {len(data) - len(stream)} zero bytes", extent.address)
         data = stream
     try:
-        decoded: bytes | memoryview = decompress(data, extent.length, partial=extent.partial or not padded)
+        return decompress(data, extent.length, partial=extent.partial or not padded)
     except FormatError as error:
         raise broken(error.message, extent.address) from error
-    return decoded
 
 
 class ExtentCache:

@@ -297,7 +297,7 @@ class _Extraction:
         fd = os.open(folder.prefix + name, folders.CREATE, 0o600, dir_fd=folder.fd)
         try:
             position = 0
-            for offset, data in self.image.stream(inode, lent=True):
+            for offset, data in self.image.stream_lent(inode):
                 self._spend(len(data), inode)
                 if not data[0] and data == _ZEROS[: len(data)]:
                     continue

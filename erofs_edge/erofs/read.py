@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import overload
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import METABOX, Backing, Window, broken
-from erofs_edge.erofs.decode import ExtentCache, decode
+from erofs_edge.erofs.decode import ExtentCache, decode_lent
 from erofs_edge.erofs.device_table import attach
 from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
@@ -268,20 +267,20 @@ class Image:
             pieces.append(self._part(extent, first, min(end - extent.start, extent.length)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    @overload
-    def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]: ...
-    @overload
-    def stream(self, inode: DiskInode, *, lent: bool) -> Iterator[tuple[int, bytes | memoryview]]: ...
-    def stream(self, inode: DiskInode, *, lent: bool = False) -> Iterator[tuple[int, bytes | memoryview]]:
+    def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) of the content in order, decoded once, in pieces of at most EXTENT_MAX, without holes.
 
-        `lent`: each piece may be overwritten when the thread decodes the next one. Raises ErofsFormatError.
+        Raises ErofsFormatError.
         """
+        return ((offset, bytes(data)) for offset, data in self.stream_lent(inode))
+
+    def stream_lent(self, inode: DiskInode) -> Iterator[tuple[int, bytes | memoryview]]:
+        """Like `stream`, but each piece may be overwritten when the thread decodes the next one."""
         for extent in self.extents(inode):
             if extent.kind is Kind.HOLE:
                 continue
             if extent.kind in (Kind.ENCODED, Kind.ROTATED):
-                yield extent.start, decode(self.backing, self.superblock, extent, lent=lent)
+                yield extent.start, decode_lent(self.backing, self.superblock, extent)
                 continue
             for first in range(0, extent.length, PIECE):
                 yield extent.start + first, self._part(extent, first, min(first + PIECE, extent.length))
