@@ -159,7 +159,7 @@ def _exactly(pipe: int, length: int) -> bytes:
         more = os.read(pipe, length - len(data))
         if not more:
             raise ErofsEdgeError(
-                "a process of the extraction was killed",
+                "a process that was started for this work was killed",
                 hint="there may be too little memory: --jobs 1 uses one process",
             )
         data += more

@@ -268,7 +268,9 @@ def extract(
     metavar="BYTES",
     help="Stop if more would be decoded.  [default: 256 times the size of IMG, plus 1 GiB]",
 )
-@click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs, at most 4]")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Number of threads or processes.  [default: number of CPUs, at most 4]"
+)
 @image_options
 @json_option
 def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bool) -> int:

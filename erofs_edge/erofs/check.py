@@ -11,9 +11,10 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import place
@@ -30,11 +31,20 @@ from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprin
 from erofs_edge.erofs.walk import DEPTH_MAX
 from erofs_edge.erofs.xattrs import filter_bit_of
 from erofs_edge.errors import ErofsFormatError
+from erofs_edge.forks import in_processes, may_fork
 from erofs_edge.names import fsdecode
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 FINDINGS_MAX = 1000
 _UNCOUNTED = ondisk.INCOMPAT_ZTAILPACKING | ondisk.INCOMPAT_FRAGMENTS | ondisk.INCOMPAT_METABOX
-_BATCH_BYTES, _BATCH_EXTENTS = 8 << 20, 256
+_BATCH_BYTES, _BATCH_EXTENTS = 4 << 20, 256
+_WORTH_FORKING = 8 << 20  # bytes of an image
+_Batch = list[tuple[Any, ...]]
+"""nid and extent, without its kind, of encoded extents: plain values, which processes are sent quickly"""
+_Wrong = tuple[str, str | None, bytes]
+"""message, place and path"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +334,8 @@ class _Check:
         """Kernels let files with equal fingerprints share pages, so each fingerprint must match its content."""
         if not self.info.raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS:
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.jobs) as pool:
             self._digests(wrong_fingerprints(self.image, self.inodes.values(), pool, max(0, self.left)))
 
@@ -334,35 +346,54 @@ class _Check:
     # data
 
     def _all_data(self) -> None:
-        """Map every file and decode every extent once, using several threads."""
+        """Map every file and decode every extent once, in several processes or threads."""
+        batches = self._batches()
         if self.jobs == 1:
-            for batch in self._batches():
-                self._report(self._decode_batch(batch))
-            return
-        pending: deque[Future[list[tuple[str, str | None, bytes]]]] = deque()
+            found: Iterable[_Wrong] = chain.from_iterable(map(self._decode_batch, batches))
+        elif self.info.size >= _WORTH_FORKING and may_fork():
+            found = self._in_processes(batches)
+        else:
+            found = self._on_threads(batches)
+        for wrong in list(found):  # after whatever is found while mapping, in each of these ways
+            self.error(*wrong)
+
+    def _in_processes(self, batches: Iterable[_Batch]) -> list[_Wrong]:
+        """Return what is wrong, in the order of the image; of very much only the first, as far as that is reported."""
+        found: list[tuple[int, list[_Wrong]]] = []
+        for one in in_processes(enumerate(batches), self.jobs, self._decode_batches):
+            found.append(one)
+            if len(found) > 2 * FINDINGS_MAX:
+                found = sorted(found)[:FINDINGS_MAX]
+        return [wrong for _, some in sorted(found) for wrong in some]
+
+    def _decode_batches(self, _: int, batches: Iterator[tuple[int, _Batch]]) -> Iterator[tuple[int, list[_Wrong]]]:
+        for number, batch in batches:
+            if wrong := self._decode_batch(batch):
+                yield number, wrong
+
+    def _on_threads(self, batches: Iterable[_Batch]) -> Iterator[_Wrong]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pending: deque[Future[list[_Wrong]]] = deque()
         with ThreadPoolExecutor(self.jobs) as pool:
-            for batch in self._batches():
+            for batch in batches:
                 pending.append(pool.submit(self._decode_batch, batch))
                 if len(pending) > 2 * self.jobs:
-                    self._collect([pending.popleft()])
-            self._collect(pending)
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
 
-    def _collect(self, futures: Iterable[Future[list[tuple[str, str | None, bytes]]]]) -> None:
-        for future in futures:
-            self._report(future.result())
-
-    def _report(self, found: list[tuple[str, str | None, bytes]]) -> None:
-        for message, where, path in found:
-            self.error(message, where, path)
-
-    def _batches(self) -> Iterator[list[tuple[Extent, bytes]]]:
-        batch: list[tuple[Extent, bytes]] = []
+    def _batches(self) -> Iterator[_Batch]:
+        batch: _Batch = []
         size = 0
         for inode, path in self.inodes.values():
             self.report.files += stat.S_ISREG(inode.mode) and inode.nid not in self.nameless
             try:
                 for extent in self._mapped(inode, path):
-                    batch.append((extent, path))
+                    if extent.kind is not Kind.ENCODED:
+                        self._padding(extent, path)
+                        continue
+                    batch.append((inode.nid, *extent[:2], *extent[3:]))
                     size += extent.length
                     if size >= _BATCH_BYTES or len(batch) >= _BATCH_EXTENTS:
                         yield batch
@@ -424,19 +455,19 @@ class _Check:
         self.decoded[extent.address] = extent.length, extent.partial
         return True
 
-    def _decode_batch(self, batch: list[tuple[Extent, bytes]]) -> list[tuple[str, str | None, bytes]]:
-        """Return (message, where, path) for what does not decode or has stray bytes after its data."""
-        wrong: list[tuple[str, str | None, bytes]] = []
-        backing = self.image.backing
-        for extent, path in batch:
+    def _padding(self, extent: Extent, path: bytes) -> None:
+        if extent.kind is Kind.RAW and not extent.inline and extent.size > extent.length:
+            end = extent.address + extent.length
+            rest = self.image.backing.read(end, extent.size - extent.length, "padding")
+            if rest.count(0) != len(rest):
+                self.error("non-zero bytes behind the data", end, path)
+
+    def _decode_batch(self, batch: _Batch) -> list[_Wrong]:
+        """Return what does not decode."""
+        wrong = []
+        for nid, start, length, *rest in batch:
             try:
-                if extent.kind is Kind.ENCODED:
-                    decode_lent(backing, self.info, extent)
-                elif not extent.inline and extent.kind is Kind.RAW and extent.size > extent.length:
-                    rest = backing.read(extent.address + extent.length, extent.size - extent.length, "padding")
-                    if rest.count(0) != len(rest):
-                        where = place(extent.address + extent.length)
-                        wrong.append(("non-zero bytes behind the data", where, path))
+                decode_lent(self.image.backing, self.info, Extent(start, length, Kind.ENCODED, *rest))
             except ErofsFormatError as error:
-                wrong.append((error.message, error.where, path))
+                wrong.append((error.message, error.where, self.inodes[nid][1]))
         return wrong

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, starmap
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 _BATCH_FILES = 16
-_REPORTED_BATCHES = 128  # of a process; each report costs a message
+_REPORTED_TASKS = 64  # of a process; each report costs a message
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
-_PATH_MAX = 16 << 10  # bytes; together with the names of a batch, less than a message to a process
+_PATH_MAX = 2 << 10  # bytes; with it, the batches of a task are never too large for a message to a process
 _SKIPPED_MAX = 1000
 _ZEROS = memoryview(bytes(EXTENT_MAX))
 _NO_SUCH_NAMES = "this system has no such names"
@@ -198,16 +198,23 @@ class _Extraction:
             return map(self._write_batch, batches)
         info = self.image.superblock
         if processes and info.size + info.raw.inos * _FILE_WEIGHT >= _WORTH_FORKING and may_fork():
-            return in_processes(self._short(batches), self.jobs, self._write_batches)
+            return in_processes(self._tasks(batches), self.jobs, self._write_tasks)
         return self._on_threads(batches)
 
-    def _short(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
-        """Yield the batches that fit a message; write the others."""
+    def _tasks(self, batches: Iterable[_Batch]) -> Iterator[list[_Batch]]:
+        """Yield batches together that are worth a message to a process; write those that do not fit one."""
+        task: list[_Batch] = []
+        files = 0
         for batch in batches:
-            if len(batch.directory) <= _PATH_MAX:
-                yield batch
-            else:
+            if len(batch.directory) > _PATH_MAX:
                 self.report.add(self._write_batch(batch))
+                continue
+            task.append(batch)
+            files += len(batch.entries)
+            if files >= _BATCH_FILES:
+                yield task
+                task, files = [], 0
+        yield task
 
     def _on_threads(self, batches: Iterable[_Batch]) -> Iterator[ExtractReport]:
         from concurrent.futures import ThreadPoolExecutor
@@ -272,14 +279,17 @@ class _Extraction:
         self.report.directories += 1
         return True
 
-    def _write_batches(self, number: int, batches: Iterator[_Batch]) -> Iterator[ExtractReport]:
-        """Write the batches that process `number` gets."""
+    def _write_tasks(self, number: int, tasks: Iterator[list[_Batch]]) -> Iterator[ExtractReport]:
+        """Write what process `number` gets."""
         self.allowance.counter = 1 + number
-        for batch in batches:
-            report = self._write_batch(batch)
-            for another in islice(batches, _REPORTED_BATCHES):
-                report.add(self._write_batch(another))
-            yield report
+        report = ExtractReport()
+        for done, task in enumerate(tasks, 1):
+            for batch in task:
+                report.add(self._write_batch(batch))
+            if not done % _REPORTED_TASKS:
+                yield report
+                report = ExtractReport()
+        yield report
 
     def _write_batch(self, batch: _Batch) -> ExtractReport:
         report = ExtractReport()

@@ -126,15 +126,7 @@ def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[En
             if section.per_pack == _BIG_SLOTS:  # all of these are full
                 yield from _big_packs(zmap, first, data, lcn)
             else:
-                yield _small_packs(zmap, first, data)[max(lcn - first, 0) : end - first]
-
-
-def _small_packs(zmap: ZMap, first: int, data: bytes) -> list[Entry]:
-    found = []
-    for one, two, base in _SMALL_PACK.iter_unpack(data):
-        found += _decode_pack(zmap, first, (one, two), base)
-        first += _SMALL_SLOTS
-    return found
+                yield _decode_packs(zmap, first, _SMALL_PACK.iter_unpack(data))[max(lcn - first, 0) : end - first]
 
 
 def _big_packs(zmap: ZMap, first: int, data: bytes, lcn: int) -> Iterator[list[Entry]]:
@@ -142,15 +134,15 @@ def _big_packs(zmap: ZMap, first: int, data: bytes, lcn: int) -> Iterator[list[E
         slots = int.from_bytes(packed, "little")
         pack = _decode_runs(zmap, slots, base) if lcn <= first else None
         if pack is None:
-            values = [slots >> shift & _SLOT_MASKS[1] for shift in _BIG_SHIFTS]
-            pack = _decode_pack(zmap, first, values, base)[max(lcn - first, 0) :]
+            values = (slots >> shift & _SLOT_MASKS[1] for shift in _BIG_SHIFTS)
+            pack = _decode_packs(zmap, first, [(*values, base)])[max(lcn - first, 0) :]
         yield pack
         first += _BIG_SLOTS
 
 
 def _decode_runs(zmap: ZMap, slots: int, block: int) -> list[Entry] | None:
-    """Decode a large pack with all NONHEADs of an extent at once. None if it needs `_decode_pack`: because they are not
-    what they usually are, or are very far from their head."""
+    """Decode a large pack with all NONHEADs of an extent at once. None if it needs `_decode_packs`: because they are
+    not what they usually are, or are very far from their head."""
     heads = (slots ^ _NONHEADS[_BIG_SLOTS]) & _KINDS
     pending = 0 if zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1 else 1
     pack: list[Entry] = []
@@ -183,34 +175,38 @@ def _decode_runs(zmap: ZMap, slots: int, block: int) -> list[Entry] | None:
     return pack
 
 
-def _decode_pack(zmap: ZMap, first: int, values: Iterable[int], block: int) -> list[Entry]:
-    """Decode one pack, which starts at lcluster `first`; `block` is its base block number.
+def _decode_packs(zmap: ZMap, first: int, packs: Iterable[tuple[int, ...]]) -> list[Entry]:
+    """Decode packs, the first of which starts at lcluster `first`; each has its values and its base block number.
 
-    The block of a head is the base plus the blocks of the earlier pclusters that appear in this pack; without big
+    The block of a head is the base plus the blocks of the earlier pclusters that appear in its pack; without big
     pclusters, it is the base plus its rank among the heads.
     """
     lobits = zmap.lobits
     lo_mask = (1 << lobits) - 1
-    big = zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1
-    pack: list[Entry] = []
-    pending = 0 if big else 1  # blocks of the previous head, if the pack has not stated them yet
-    before = distance = 0  # distance back to the head, for the last two slots; 0 for a head
-    for value in values:
-        kind, lo = value >> lobits & _TYPE_MASK, value & lo_mask
-        if kind != ondisk.LCLUSTER_NONHEAD:
-            block += pending
-            pending, distance = 1, 0
-            pack.append(Entry(kind, lo, block, False, -1))
-        elif lo <= ondisk.DELTA_MAX:
-            before, distance = distance, lo
-            pack.append(_NONHEAD[lo])
-        elif lo & ondisk.D0_CBLKCNT:
-            blocks = lo & ~ondisk.D0_CBLKCNT
-            block += blocks
-            pending, distance = 0, 1
-            pack.append(Entry(kind, 1, blocks, False, -1))
-        else:
-            raise wrong(zmap, first, f"stands in a pack with a distance of {lo}")
-    if pack[-1].kind == ondisk.LCLUSTER_NONHEAD and pack[-1].block < 0:  # the last slot holds the forward distance
-        pack[-1] = Entry(ondisk.LCLUSTER_NONHEAD, before + 1, -1, False, distance)
-    return pack
+    pending_first = 0 if zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1 else 1
+    found: list[Entry] = []
+    for *values, base in packs:
+        block = base
+        pending = pending_first  # blocks of the previous head, if the pack has not stated them yet
+        before = distance = 0  # distance back to the head, for the last two slots; 0 for a head
+        for value in values:
+            kind, lo = value >> lobits & _TYPE_MASK, value & lo_mask
+            if kind != ondisk.LCLUSTER_NONHEAD:
+                block += pending
+                pending, distance = 1, 0
+                found.append(Entry(kind, lo, block, False, -1))
+            elif lo <= ondisk.DELTA_MAX:
+                before, distance = distance, lo
+                found.append(_NONHEAD[lo])
+            elif lo & ondisk.D0_CBLKCNT:
+                blocks = lo & ~ondisk.D0_CBLKCNT
+                block += blocks
+                pending, distance = 0, 1
+                found.append(Entry(kind, 1, blocks, False, -1))
+            else:
+                raise wrong(zmap, first, f"stands in a pack with a distance of {lo}")
+        last = found[-1]
+        if last.kind == ondisk.LCLUSTER_NONHEAD and last.block < 0:  # the last slot holds the forward distance
+            found[-1] = Entry(ondisk.LCLUSTER_NONHEAD, before + 1, -1, False, distance)
+        first += len(values)
+    return found

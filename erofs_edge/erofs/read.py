@@ -66,6 +66,7 @@ class Image:
             self.superblock: SuperInfo = read_superblock(self.backing, verify_checksum=verify_checksum)
             self._cache = ExtentCache(self.backing, self.superblock, CACHE_BYTES)
             self._remembered = RememberedExtents()
+            self._zmap: ZMap | None = None  # the last one
             paths = [Path(device) for device in devices]
             slots, bits = self.superblock.devices, self.superblock.raw.blkszbits
             self._devices, self.missing_devices = attach(self.backing, slots, paths, bits)
@@ -227,12 +228,16 @@ class Image:
 
     def zmap(self, inode: DiskInode) -> ZMap:
         """Return the map header of a compressed, non-empty inode."""
+        known = self._zmap
+        if known is not None and known.inode is inode:
+            return known
         zmap = read_zmap(self.backing, self.superblock, inode)
         if zmap.fragment >= 0:
             if inode.nid == self.superblock.raw.packed_nid:
                 raise broken("the packed inode refers to itself", inode.offset)
             if inode.nid == self.superblock.metabox_nid:  # the packed inode may be in the metabox
                 raise broken("the metabox inode uses fragments", inode.offset)
+        self._zmap = zmap
         return zmap
 
     def extents(self, inode: DiskInode, offset: int = 0, *, strict: bool = False) -> Iterator[Extent]:

@@ -74,7 +74,7 @@ def test_at_once_and_one_by_one(
     zmap = zmap_of(advise)
     at_once = lclusters._decode_runs(zmap, slots_of(values), 1000)
     try:
-        one_by_one = lclusters._decode_pack(zmap, 0, values, 1000)
+        one_by_one = lclusters._decode_packs(zmap, 0, [(*values, 1000)])
     except ErofsFormatError:
         assert at_once is None
         return
