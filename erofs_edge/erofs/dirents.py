@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import lt
 from typing import NamedTuple
 
 from erofs_edge.erofs.backing import broken
@@ -30,23 +32,36 @@ def parse_block(data: bytes, position: int) -> list[Dirent]:
     first = int.from_bytes(data[8:10], "little")
     if first % DIRENT_SIZE or not DIRENT_SIZE <= first < len(data):
         raise broken(f"first name at byte {first} of a directory block of {len(data)} bytes", position)
-    raw = list(DIRENT.iter_unpack(data[:first]))
-    ends = [start for _, start, _ in raw[1:]]
-    last_end = data.find(0, max(raw[-1][1], first))
-    ends.append(last_end if last_end >= 0 else len(data))
-    entries = []
+    nids, starts, types = zip(*DIRENT.iter_unpack(data[:first]), strict=True)
+    last_end = data.find(0, max(starts[-1], first))
+    ends = (*starts[1:], last_end if last_end >= 0 else len(data))
+    names = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+    together = data[starts[0] : ends[-1]]
+    if (
+        first <= starts[0]
+        and all(map(lt, starts, ends))
+        and len(max(names, key=len)) <= NAME_MAX
+        and b"/" not in together
+        and b"\0" not in together
+        and all(map(lt, names, names[1:]))
+    ):
+        return list(map(Dirent, names, nids, types))
+    raise broken(_defect(first, starts, ends, data), position)
+
+
+def _defect(first: int, starts: Sequence[int], ends: Sequence[int], data: bytes) -> str:
+    """Return what is wrong with the first wrong entry of a block that has one."""
     previous = b""
-    for (nid, start, file_type), end in zip(raw, ends, strict=True):
-        if not first <= start < end <= len(data) or end - start > NAME_MAX:
-            raise broken(f"directory entry with a name from byte {start} to {end} of its block", position)
+    for start, end in zip(starts, ends, strict=True):
         name = data[start:end]
+        if not first <= start < end <= len(data) or end - start > NAME_MAX:
+            return f"directory entry with a name from byte {start} to {end} of its block"
         if b"/" in name or b"\0" in name:
-            raise broken(f"directory entry with the impossible name {name!r}", position)
+            return f"directory entry with the impossible name {name!r}"
         if name <= previous:
-            raise broken(f"directory entries out of order: {name!r} after {previous!r}", position)
+            break
         previous = name
-        entries.append(Dirent(name, nid, file_type))
-    return entries
+    return f"directory entries out of order: {name!r} after {previous!r}"
 
 
 def padding_is_zero(data: bytes, entries: list[Dirent]) -> bool:

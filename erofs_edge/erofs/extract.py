@@ -393,6 +393,8 @@ class _Extraction:
         _keep(report, path, "time", lambda: os.utime(target, ns=(inode.mtime_ns, inode.mtime_ns)))
 
     def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        if not inode.xattr_size:
+            return
         setxattr: Any = getattr(os, "setxattr", None)  # Linux only
         for name, value in self.image.xattrs(inode).items():
             what = f"xattr {fsdecode(name)}"
