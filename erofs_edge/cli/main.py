@@ -13,12 +13,10 @@ import functools
 import gc
 import importlib
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from types import FrameType
 from typing import Any
 
 import click
@@ -26,6 +24,7 @@ import click
 from erofs_edge import __version__
 from erofs_edge.cli.light import load_dataclasses, load_pathlib
 from erofs_edge.cli.output import emit_error
+from erofs_edge.cli.signals import signal_behind, unwind_on_ctrl_c, unwind_when_terminated
 from erofs_edge.errors import ErofsEdgeError, UsageError
 
 # file trees are many long-lived objects: searching them for garbage costs more than it frees
@@ -107,7 +106,7 @@ class Verbs(click.Group):
             load_dataclasses()
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  each module in VERBS defines a command
-        _unwind_on_ctrl_c()
+        unwind_on_ctrl_c()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -131,6 +130,8 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             raise click.Abort from None
         except Exception as error:
+            if (cause := signal_behind(error)) is not None:
+                raise (click.Abort if isinstance(cause, KeyboardInterrupt) else cause) from None
             if isinstance(error, OSError) and (error.errno == errno.EPIPE or _is_printing(error)):
                 raise
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
@@ -186,9 +187,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the console script; ends the process."""
     _open_streams()
-    signal.signal(signal.SIGTERM, _terminated)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, _terminated)
+    unwind_when_terminated()
     gc.set_threshold(*GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):
@@ -309,13 +308,6 @@ def _is_nowhere() -> bool:
     return False
 
 
-def _unwind_on_ctrl_c() -> None:
-    """From now on Ctrl-C must clean up files and child processes; until here `erofs_edge.__main__` let it end the
-    process."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _meant(path: str | None) -> str | None:
     """Return the final name of a file that is written under a temporary one."""
     from erofs_edge.writing import HIDDEN
@@ -325,11 +317,6 @@ def _meant(path: str | None) -> str | None:
     if not temporary:
         found, temporary, _ = name.rpartition(f".{os.getpid()}")
     return os.path.join(folder, found[1:]) if temporary and found.startswith(".") else path
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that incomplete files and child processes are removed."""
-    sys.exit(128 + number)
 
 
 def _close_stdout() -> None:

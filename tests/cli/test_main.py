@@ -83,7 +83,9 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
     ours = {name for name in loaded if name.startswith("erofs_edge.")}
-    assert ours == {f"erofs_edge.{name}" for name in ("cli", "cli.light", "cli.main", "cli.output", "errors")}
+    assert ours == {
+        f"erofs_edge.{name}" for name in ("cli", "cli.light", "cli.main", "cli.output", "cli.signals", "errors")
+    }
     heavy = {"msgspec", "ruamel", "cryptography", "numpy", "lz4", "zstandard", "platformdirs", "json", "hashlib"}
     heavy |= {"subprocess", "tempfile", "asyncio", "ctypes", "http", "socket", "logging", "difflib"}
     heavy |= {"inspect", "ast", "dis", "tokenize", "gettext", "locale", "pathlib"}  # of which click would load most
@@ -306,6 +308,53 @@ def test_signals_unwind(tmp_path: Path, number: signal.Signals, code: int, said:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "unwound\n")
     assert said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os.register_at_fork(after_in_parent=send); os.fork() or os._exit(0)",
+        "thing = Thing(); reference = weakref.ref(thing, lambda _: send()); del thing",
+        "import sending",
+        "msgspec.inspect.type_info(Sending)",
+        "join_after(send)",
+    ],
+    ids=["fork", "destroyed", "import", "msgspec", "cleanup"],
+)
+def test_a_signal_is_not_lost_where_python_drops_exceptions(
+    tmp_path: Path, body: str, number: signal.Signals, code: int
+) -> None:
+    """Python printed the exception and went on, an error of the cleanup took its place, or msgspec crashed."""
+    (tmp_path / "sending.py").write_text("import __main__\n__main__.send()\nprint('whole', flush=True)\n")
+    (tmp_path / "script.py").write_text(
+        "import click, msgspec, msgspec.inspect, os, signal, sys, threading, time, weakref\n"
+        "from erofs_edge.cli import main as frame\n"
+        "from erofs_edge.cli.signals import unwind_on_ctrl_c\n"
+        "class Thing: pass\n"
+        f"def send(): signal.raise_signal({int(number)}); os.getpid()\n"
+        "class Hints(dict):\n"
+        "    def items(self): send(); print('whole', flush=True); return super().items()\n"
+        "class Sending(msgspec.Struct): part: int\n"
+        "Sending.__annotations__ = Hints(part=int)\n"
+        "def join_after(send):\n"
+        "    thread = threading.Thread()\n"
+        "    try: send()\n"
+        "    finally: thread.join()\n"
+        "def verb():\n"
+        "    unwind_on_ctrl_c()\n"
+        f"    {body}\n"
+        "    for _ in range(600): time.sleep(0.1)\n"
+        "verb = click.Command('verb', callback=verb)\n"
+        "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # as `erofs_edge.__main__` does
+        "sys.argv = ['erofs-edge', 'verb']; frame.main()\n"
+    )
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("erofs-edge: interrupted\n" if number == signal.SIGINT else "")
+    assert ("whole" in done.stdout) == ("import" in body or "msgspec" in body), "these two must not be interrupted"
 
 
 def test_names_that_are_not_utf_8_reach_stdout_as_bytes() -> None:
