@@ -69,7 +69,11 @@ def _struct_rows(value: Struct | dict[str, Any], pointer: str, indent: int, orig
     rows: list[tuple[str, str]] = []
     for key, item in _keys(value):
         here = f"{pointer}.{key}" if pointer else key
-        rows += _rows(f"{' ' * indent}{_text(key)}:", item, here, indent, origin)
+        lead = f"{' ' * indent}{_text(key)}:"
+        if isinstance(item, int) and key.endswith("_address"):
+            rows.append((f"{lead} {item:#x}", origin(here)))
+        else:
+            rows += _rows(lead, item, here, indent, origin)
     return rows
 
 

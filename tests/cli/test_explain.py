@@ -108,3 +108,13 @@ def test_a_wrong_file_is_an_error_in_both_forms() -> None:
 @pytest.mark.parametrize("kind", ["board", "manifest", "lock"])
 def test_schemas_are_printed(kind: str) -> None:
     assert json.loads(run("schema", kind).stdout) == schema(kind)
+
+
+def test_addresses_are_hexadecimal_and_can_be_read_again(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(cli, ["explain", "qemu-aarch64"])
+    line = next(line for line in shown.output.splitlines() if "load_address:" in line)
+    assert line.split("#")[0].strip() == "load_address: 0x50000000"
+    board = tmp_path / "mine.yaml"
+    board.write_text("board: mine\nextends: qemu-aarch64\nboot: {load_address: 0x60000000}\n")
+    again = CliRunner().invoke(cli, ["explain", str(board), "--json"])
+    assert json.loads(again.output)["value"]["boot"]["load_address"] == 0x60000000
