@@ -36,10 +36,9 @@ def parse_block(data: bytes, position: int) -> list[Dirent]:
     last_end = data.find(0, max(starts[-1], first))
     ends = (*starts[1:], last_end if last_end >= 0 else len(data))
     names = [data[start:end] for start, end in zip(starts, ends, strict=True)]
-    together = data[starts[0] : ends[-1]]
+    together = data[first : ends[-1]]
     if (
-        first <= starts[0]
-        and all(map(lt, starts, ends))
+        all(map(lt, starts, ends))
         and len(max(names, key=len)) <= NAME_MAX
         and b"/" not in together
         and b"\0" not in together
