@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import ErofsEdgeError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.manifest.load import Loaded
@@ -55,3 +55,12 @@ def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
             hint=f"erofs-edge build {said(board)} -o FOLDER, then give -o FOLDER here too",
         )
     return loaded, folder
+
+
+def check_built(board: Path, out: Path | None, folder: Path) -> None:
+    """Raises ErofsEdgeError, with the command that builds it, if the board has not been built in its folder."""
+    from erofs_edge.build.record import RELEASE
+
+    if not (folder / RELEASE).exists():
+        hint = f"erofs-edge build {said(board)}" + (f" -o {out}" if out else "")
+        raise ErofsEdgeError("nothing has been built here", where=str(folder), hint=hint)

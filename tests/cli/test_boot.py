@@ -267,3 +267,10 @@ def test_a_board_that_cannot_be_emulated(fake: FakeQemu) -> None:
         result = boot(*arguments)
         assert result.exit_code == 3
         assert "no qemu section" in result.stderr
+
+
+def test_a_board_that_is_not_built_is_named_in_the_users_words(tmp_path: Path) -> None:
+    out = tmp_path / "none"
+    done = CliRunner().invoke(cli, ["boot", "qemu-aarch64", "-o", str(out)])
+    assert done.exit_code == 1 and f"{out}: nothing has been built here" in done.stderr
+    assert done.stderr.splitlines()[1] == f"hint: erofs-edge build qemu-aarch64 -o {out}"
