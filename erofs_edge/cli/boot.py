@@ -12,7 +12,7 @@ import click
 
 from erofs_edge.cli.boot_diskless import boot_diskless, diskless_options, refuse_without
 from erofs_edge.cli.boot_files import check_disk, check_log
-from erofs_edge.cli.built import built, check_built
+from erofs_edge.cli.built import surely_built
 from erofs_edge.cli.options import Seconds
 from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
@@ -153,8 +153,7 @@ def boot(
     if smoke and forwards:
         raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
     pairs = _port_pairs(forwards)
-    loaded, folder = built(board, out)
-    check_built(board, out, folder)
+    loaded, folder = surely_built(board, out)
     check_log(log, folder, disk)
     if disk is not None:
         check_disk(disk, folder, kept=keep or not smoke)

@@ -57,10 +57,12 @@ def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
     return loaded, folder
 
 
-def check_built(board: Path, out: Path | None, folder: Path) -> None:
-    """Raises ErofsEdgeError, with the command that builds it, if the board has not been built in its folder."""
+def surely_built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
+    """As `built`, but raises ErofsEdgeError, with the command that builds the board, if the folder has no build."""
     from erofs_edge.build.record import RELEASE
 
+    loaded, folder = built(board, out)
     if not (folder / RELEASE).exists():
         hint = f"erofs-edge build {said(board)}" + (f" -o {out}" if out else "")
         raise ErofsEdgeError("nothing has been built here", where=str(folder), hint=hint)
+    return loaded, folder
