@@ -275,6 +275,8 @@ class _Check:
         return inode
 
     def _xattrs(self, inode: DiskInode, path: bytes) -> None:
+        if not inode.xattr_size:
+            return
         area = self.image.xattr_area(inode)
         for name in area.duplicates:
             self.error(f"xattr {fsdecode(name)} comes twice", inode.offset, path)

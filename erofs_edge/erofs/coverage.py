@@ -46,8 +46,11 @@ class Coverage:
             self.metadata(start, size, name)
 
     def _mark_metadata(self, start: int, end: int) -> None:
-        for block in range(start // self._block, min(-(-end // self._block), len(self._marks))):
-            self._marks[block] = _METADATA
+        first, after = start // self._block, min(-(-end // self._block), len(self._marks))
+        if after - first == 1:
+            self._marks[first] = _METADATA
+        elif after > first:
+            self._marks[first:after] = bytes([_METADATA]) * (after - first)
 
     def metadata_overlaps(self) -> Iterator[tuple[str, int]]:
         """Yield (message, byte address) for structures that share bytes."""
