@@ -25,7 +25,6 @@ from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.dirents import Dirent
 from erofs_edge.erofs.folders import Folder, Folders
 from erofs_edge.erofs.inode import DiskInode
-from erofs_edge.erofs.ondisk import EXTENT_MAX
 from erofs_edge.erofs.output_limit import output_limit_of
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
@@ -41,7 +40,6 @@ _REPORTED_TASKS = 64  # of a process; each report costs a message
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
 _PATH_MAX = 2 << 10  # bytes; with it, the batches of a task are never too large for a message to a process
 _SKIPPED_MAX = 1000
-_ZEROS = memoryview(bytes(EXTENT_MAX))
 _NO_SUCH_NAMES = "this system has no such names"
 _NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD on Windows
 
@@ -309,7 +307,7 @@ class _Extraction:
             position = 0
             for offset, data in self.image.stream_lent(inode):
                 self._spend(len(data), inode)
-                if not data[0] and data == _ZEROS[: len(data)]:
+                if not data[0] and not data[-1] and not bytes(data).strip(b"\0"):
                     continue
                 if offset != position:
                     os.lseek(fd, offset, os.SEEK_SET)
