@@ -12,12 +12,13 @@ import click
 
 from erofs_edge.cli.boot_diskless import boot_diskless, diskless_options, refuse_without
 from erofs_edge.cli.boot_files import check_disk, check_log
-from erofs_edge.cli.built import surely_built
+from erofs_edge.cli.built import built, check_built
 from erofs_edge.cli.options import Seconds
 from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.manifest.load import Loaded
     from erofs_edge.manifest.model import Board
     from erofs_edge.qemu.fallback import FallbackRecord
     from erofs_edge.qemu.smoke import Observer, SmokeRecord, StageTime
@@ -153,10 +154,7 @@ def boot(
     if smoke and forwards:
         raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
     pairs = _port_pairs(forwards)
-    loaded, folder = surely_built(board, out)
-    check_log(log, folder, disk)
-    if disk is not None:
-        check_disk(disk, folder, kept=keep or not smoke)
+    loaded, folder = _ready(board, out, trial, log, kept=keep or not smoke)
     if not smoke:
         from erofs_edge.qemu.terminal import terminal
 
@@ -168,6 +166,18 @@ def boot(
         emit_json(record)
     else:
         click.echo(summary)
+
+
+def _ready(board: Path, out: Path | None, trial: Trial, log: Path | None, *, kept: bool) -> tuple[Loaded[Board], Path]:
+    """Return the board and the folder of its build, after checking all that depends on them."""
+    loaded, folder = built(board, out)
+    if trial.u_boot and loaded.value.boot.uefi is None:
+        raise UsageError(f"board '{loaded.value.board}' has no UEFI images that U-Boot could start")
+    check_built(board, out, folder)
+    check_log(log, folder, trial.disk)
+    if trial.disk is not None:
+        check_disk(trial.disk, folder, kept=kept)
+    return loaded, folder
 
 
 def _observer(trial: Trial, timeout: float | None, log: Path | None) -> Observer:
@@ -183,18 +193,16 @@ def _smoke(board: Board, out: Path, trial: Trial, observer: Observer) -> tuple[S
 
     record = smoke(
         board, out, disk=trial.disk, slot=trial.slot, tamper=trial.tamper, keep=trial.keep,
-        u_boot=_program(board) if trial.u_boot else None, observer=observer,
+        u_boot=_program() if trial.u_boot else None, observer=observer,
     )  # fmt: skip
     return record, _summary(record, TITLES if board.boot.uefi is None else UEFI_TITLES)
 
 
-def _program(board: Board) -> bytes:
+def _program() -> bytes:
     """Return the locked U-Boot that acts as UEFI firmware, compiled on first use."""
     from erofs_edge.sources.cache import Cache
     from erofs_edge.u_boot.compile import UEFI, compiled
 
-    if board.boot.uefi is None:
-        raise UsageError(f"board '{board.board}' has no UEFI images that U-Boot could start")
     return compiled(UEFI, Cache()).image
 
 

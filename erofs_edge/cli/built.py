@@ -57,12 +57,10 @@ def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
     return loaded, folder
 
 
-def surely_built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
-    """As `built`, but raises ErofsEdgeError, with the command that builds the board, if the folder has no build."""
+def check_built(board: Path, out: Path | None, folder: Path) -> None:
+    """Raises ErofsEdgeError, with the command that builds the board, if the folder has no build."""
     from erofs_edge.build.record import RELEASE
 
-    loaded, folder = built(board, out)
     if not (folder / RELEASE).exists():
         hint = f"erofs-edge build {said(board)}" + (f" -o {out}" if out else "")
         raise ErofsEdgeError("nothing has been built here", where=str(folder), hint=hint)
-    return loaded, folder

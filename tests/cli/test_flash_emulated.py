@@ -144,13 +144,13 @@ def test_whoever_stops_a_comparison_has_left_the_target_as_it_was(
 ) -> None:
     card = tmp_path / "card.img"
     card.write_bytes(image.read_bytes())
-    real = prepare.holds
+    real = prepare.hold
 
     def ctrl_c(*arguments: object) -> bool:
         signal.raise_signal(signal.SIGINT)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prepare, "holds", ctrl_c)
+    monkeypatch.setattr(prepare, "hold", ctrl_c)
     stopped = CliRunner().invoke(cli, ["flash", str(image), "--to", str(card)])
     assert stopped.exit_code == 130 and "is incomplete" not in stopped.stderr, stopped.output
     assert card.read_bytes() == image.read_bytes()

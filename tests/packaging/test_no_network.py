@@ -28,6 +28,8 @@ SPEAKERS = {
 """modules of ours that import one of SPEAK"""
 CERTIFICATES = {"cli.diskless"}
 """modules that use `ssl` only to load certificates from files"""
+PAIRS = {"forks"}
+"""modules that use `socket` only for pairs that connect a process with those which it has forked"""
 SILENT = {"new", "trace", "explain", "schema", "fs", "diff", "avb", "keys", "sign", "completion"}
 """verbs that reach none of them"""
 NAMED = {"lock", "release", "rebuild", "system", "provision", "tools", "push", "pull", "channel", "fastboot", "serve",
@@ -77,7 +79,19 @@ def test_every_verb_is_named_or_without(repository: Path) -> None:
 
 def test_only_these_modules_can_speak(repository: Path) -> None:
     found = {name for name, imported in imports(repository).items() if imported & SPEAK}
-    assert found == SPEAKERS | CERTIFICATES, "SECURITY.md and this list say who uses a network"
+    assert found == SPEAKERS | CERTIFICATES | PAIRS, "SECURITY.md and this list say who uses a network"
+
+
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_a_pair_of_sockets_is_all_that_is_made(name: str, repository: Path) -> None:
+    tree = ast.parse((repository / f"erofs_edge/{name.replace('.', '/')}.py").read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
+    }
+    assert used == {"socket", "socketpair", "AF_UNIX", "SOCK_SEQPACKET"}  # the first one in annotations
+    assert not any(isinstance(node, ast.Attribute) and node.attr in ("connect", "bind") for node in ast.walk(tree))
 
 
 def test_silent_verbs_reach_no_module_that_speaks(repository: Path) -> None:
