@@ -14,7 +14,7 @@ import click
 from erofs_edge.cli.built import BoardOrPath, built, said
 from erofs_edge.cli.flash_channel import from_channel, older_image
 from erofs_edge.cli.flash_qemu import SCHEME, check, reached
-from erofs_edge.cli.flash_show import device_text, show_plan, show_results
+from erofs_edge.cli.flash_show import device_text, note_table, show_plan, show_results
 from erofs_edge.cli.flash_signed import signatures
 from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError, VerificationError
@@ -217,11 +217,13 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
     try:
         if verify_only:
             prepared = prepare_check(image, target, wish.slot, step)
+            note_table(prepared, target)
             refuse_differences(prepared, target)
             _refuse_cut(identity, image)
             note(f"{identity.path} holds exactly {image}")
         else:
             prepared = prepare(image, target, wish, step)
+            note_table(prepared, target)
         show_plan(prepared, identity, estimate(prepared, target), as_json=as_json)
     finally:
         target.close()
@@ -267,6 +269,7 @@ def _write(
         target.claim()
         todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
         signed()
+        note_table(todo[0], target)
         unfinished = todo[0].state.under_way if todo[0].state is not None else None
         if unfinished is not None:
             note(f"slot {unfinished.slot.lower()} was left half written: blocks that are already right are kept")

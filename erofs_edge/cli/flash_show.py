@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from erofs_edge.flash.estimate import Estimate
     from erofs_edge.flash.execute import RegionResult
     from erofs_edge.flash.prepare import Prepared
-    from erofs_edge.flash.target import Identity
+    from erofs_edge.flash.target import Identity, Target
+
+TABLE_DAMAGED = (
+    "warning: the first partition table is damaged; the second one is used. Writing a slot does not repair it"
+)
 
 
 def device_text(identity: Identity) -> str:
@@ -20,6 +24,12 @@ def device_text(identity: Identity) -> str:
     if identity.kind == "file":
         facts = [f"file, {size_text(identity.size)}" if identity.size else "new file"]
     return f"{identity.path} ({', '.join(filter(None, facts))})"
+
+
+def note_table(prepared: Prepared, target: Target) -> None:
+    """Warn if the target keeps its partition table and the first copy is damaged."""
+    if prepared.state is not None and target.first_table_damaged:
+        note(TABLE_DAMAGED)
 
 
 def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, as_json: bool) -> None:

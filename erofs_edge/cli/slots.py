@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from erofs_edge.cli.flash_show import TABLE_DAMAGED
 from erofs_edge.cli.output import emit_json, json_option, note, table
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def show(target: str, image: Path | None, as_json: bool) -> None:
     TARGET is a disk image, a block device, nbd://HOST/EXPORT, fastboot://HOST, or another address that `flash --to`
     accepts.
     """
-    with _opened(target, image) as (_, record):
+    with _opened(target, image) as (there, record):
+        if there.first_table_damaged:
+            note(TABLE_DAMAGED)
         _show(record, as_json=as_json)
 
 

@@ -196,6 +196,11 @@ class Target(Protocol):
         """Name → (start, end) in bytes, as the target has them now; empty without a valid table."""
         ...
 
+    @property
+    def first_table_damaged(self) -> bool:
+        """Whether the last call of `partitions` had to read the backup of the table, at the end of the disk."""
+        ...
+
     def make_table(self, raw: bytes) -> None:
         """TABLE: use these partitions from now on; given the start of a disk: a protective MBR and a GPT."""
         ...
@@ -220,6 +225,8 @@ class Target(Protocol):
 
 class PlainTarget:
     """Default answers of a target that can read and has no other ability."""
+
+    _backup_used = False
 
     @property
     def identity(self) -> Identity:
@@ -297,7 +304,12 @@ class PlainTarget:
     def partitions(self) -> dict[str, tuple[int, int]]:
         size = self.identity.size
         table = read_table(self.read, size) if size and Ability.READ in self.abilities else None
+        self._backup_used = table is not None and table.backup_used
         return {} if table is None else table.places()
+
+    @property
+    def first_table_damaged(self) -> bool:
+        return self._backup_used
 
     def make_table(self, raw: bytes) -> None:
         raise _unable("make a table")
