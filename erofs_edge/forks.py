@@ -27,6 +27,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 TASK_MAX = 64 << 10  # bytes; the buffer of a socket has room for several
 _LENGTH = Struct("<Q")  # of the message that follows
+_HINT = "is there enough memory? where there is an option --jobs, --jobs 1 does without other processes"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NO_SUCH_CALL = (OSError, AttributeError, TypeError)  # the last if there is no C library (Windows)
 
@@ -74,8 +75,8 @@ def in_processes(
     order. A process gets its next task when it is ready for it; more are generated here meanwhile. Pickled, a task has
     at most TASK_MAX bytes.
 
-    Raises the first exception of `work`, and ErofsEdgeError if a process was killed. The processes end with the
-    iterator.
+    Raises the first exception of `work`, and ErofsEdgeError if a process cannot be started or was killed. The processes
+    end with the iterator.
     """
     import socket
 
@@ -88,7 +89,12 @@ def in_processes(
         for number in range(count):
             reading, writing = os.pipe()
             pipes.append(reading)
-            if not (pid := os.fork()):
+            try:
+                pid = os.fork()
+            except OSError as error:
+                os.close(writing)
+                raise ErofsEdgeError(f"cannot start a process: {error.strerror}", hint=_HINT) from error
+            if not pid:
                 with ending_here():
                     near.close()
                     end_with_parent(parent)  # it may be killed; then nobody wants our results
@@ -158,10 +164,7 @@ def _exactly(pipe: int, length: int) -> bytes:
     while len(data) < length:
         more = os.read(pipe, length - len(data))
         if not more:
-            raise ErofsEdgeError(
-                "a process that was started for this work was killed",
-                hint="there may be too little memory: --jobs 1 uses one process",
-            )
+            raise ErofsEdgeError("a process that was started for this work was killed", hint=_HINT)
         data += more
     return bytes(data)
 

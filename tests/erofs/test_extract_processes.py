@@ -87,6 +87,21 @@ def test_a_full_disk(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.listdir(tmp_path) == []
 
 
+def test_a_process_that_cannot_be_started(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [os.fork]
+
+    def fork() -> int:
+        if not left:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return left.pop()()
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = os.listdir("/proc/self/fd")
+    with Image(path) as image, pytest.raises(ErofsEdgeError, match="cannot start a process"):
+        extract(image, tmp_path / "out", jobs=2)
+    assert os.listdir(tmp_path) == [] and len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_process_that_is_killed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "_write_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with Image(path) as image, pytest.raises(ErofsEdgeError, match="was killed"):
