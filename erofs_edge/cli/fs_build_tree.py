@@ -10,7 +10,7 @@ import click
 
 from erofs_edge.cli.options import FilePath, together
 from erofs_edge.cli.output import note
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.names import fsencode
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) 
     """Leave out files that the build will replace, such as an older image in the source folder. Prints warnings and
     returns them.
 
-    Raises UsageError if such a file is not an image.
+    Raises UsageError if such a file is not an image, nor the extra device of the older image.
     """
     top = os.path.join(os.path.realpath(source), "")
     found = []
@@ -69,11 +69,13 @@ def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) 
             continue
         from erofs_edge.sources import rewrite
 
-        if output is image and os.path.isfile(path) and not _is_image(path):
+        replaced = _is_image(path) if output is image else _is_device_of(path, image)
+        if os.path.isfile(path) and not replaced:
+            kind = "no EROFS image" if output is image else f"not the extra device of {image}"
             raise UsageError(
-                f"the output would replace a file of {source} that is no EROFS image",
+                f"the output would replace a file of {source} that is {kind}",
                 where=output,
-                hint="give the image another name",
+                hint="give it another name",
             )
         if not rewrite.exclude(tree, [fsencode(path[len(top) :].replace(os.sep, "/"))], []):
             found.append(f"{output} is inside {source}: the older image there is left out")
@@ -90,6 +92,21 @@ def _is_image(path: str) -> bool:
             file.seek(SUPER_OFFSET)
             return file.read(4) == SUPER_MAGIC.to_bytes(4, "little")
     except OSError:
+        return False
+
+
+def _is_device_of(path: str, image: str) -> bool:
+    """Whether a file is what an older image names as its extra device, by its hash."""
+    from pathlib import Path
+
+    from erofs_edge.erofs.bases import hashed
+    from erofs_edge.erofs.read import Image
+
+    try:
+        with Image(image) as older:
+            tags = [device.tag for device in older.superblock.devices]
+        return bool(tags) and hashed(Path(path), os.path.getsize(path)).encode() in tags
+    except (ErofsEdgeError, OSError):
         return False
 
 

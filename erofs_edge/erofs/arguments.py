@@ -18,10 +18,13 @@ PATH = "str or os.PathLike"
 
 
 def path_of(name: str, given: object, wanted: str = PATH) -> Path:
-    """Convert a str or path-like argument to a Path. Raises TypeError, which says what is `wanted`."""
+    """Convert a str or path-like argument to a Path. Raises TypeError, which says what is `wanted`, and UsageError for
+    text that cannot be a path."""
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(text, str):
         raise _wrong(name, wanted, text)
+    if "\0" in text:
+        raise UsageError(f"{name} has a NUL, which no path can have", hint="check where the path comes from")
     return Path(text)
 
 
@@ -130,6 +133,12 @@ def _callable(name: str, given: object) -> object:
     return given
 
 
+def _meter(name: str, given: object) -> object:
+    from erofs_edge.erofs.meter import Meter
+
+    return _plain(Meter, name, given)
+
+
 def _as_it_is(name: str, given: object) -> object:
     """For values that only this program itself creates."""
     return given
@@ -153,6 +162,6 @@ _TYPES: dict[str, Callable[[str, Any], Any]] = {
     "CompressionCache": _cache,
     "Callable[[int, int], None]": _callable,
     "Ahead": _as_it_is,
-    "Meter": _as_it_is,
+    "Meter": _meter,
 }
 """annotation of a field in WriteOptions → converter for its value"""

@@ -56,7 +56,7 @@ class Backing:
     def __init__(self, path: Path, offset: int = 0) -> None:
         """Raises ErofsEdgeError if the file cannot be opened, ErofsFormatError if it is empty, UsageError for a pipe or
         an offset at which files cannot be mapped."""
-        if offset % mmap.ALLOCATIONGRANULARITY:
+        if offset < 0 or offset % mmap.ALLOCATIONGRANULARITY:
             pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
             raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
         try:

@@ -132,6 +132,7 @@ def open_layers(plan: Plan, options: WriteOptions) -> Iterator[Layers]:
     Raises UsageError, ErofsFormatError and ErofsEdgeError for unusable bases, SourceError for an archive that cannot be
     read.
     """
+    _check_blob(options)
     devices = [Device(options.blob, b"", 0)] if options.blob is not None else []
     bases = None
     with ExitStack() as stack:
@@ -147,6 +148,19 @@ def open_layers(plan: Plan, options: WriteOptions) -> Iterator[Layers]:
         far = most + sum(device.blocks for device in devices) > NULL_ADDR
         loans = Loans(devices, options, own=options.blob is not None, far=far)
         yield Layers(options, loans, bases, options.archives)
+
+
+def _check_blob(options: WriteOptions) -> None:
+    """The blob replaces the file of its name, whichever way a path leads there."""
+    if options.blob is None:
+        return
+    blob = options.blob.resolve()
+    if any(path.resolve() == blob for path in (*options.bases, *options.base_devices, *options.archives)):
+        raise UsageError(
+            "the new blob would replace an extra device that the image needs",
+            where=str(options.blob),
+            hint="give the blob another name",
+        )
 
 
 def _archive(path: Path, block_size: int) -> Device:

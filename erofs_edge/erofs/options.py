@@ -160,7 +160,7 @@ class WriteOptions(Record):
     def _check(self) -> None:
         """Raises UsageError for values that no image can have."""
         bits = self.block_size.bit_length() - 1
-        if self.block_size != 1 << bits or not BLKSZBITS_MIN <= bits <= BLKSZBITS_MAX:
+        if not BLKSZBITS_MIN <= bits <= BLKSZBITS_MAX or self.block_size != 1 << bits:
             raise UsageError(f"block size {self.block_size} is not a power of two from 512 to 65536")
         if self.compression != "none":
             dictionary_for(find_codec(self.compression, self.level)[0], self.dictionary, self.block_size)

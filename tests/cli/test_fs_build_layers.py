@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from erofs_edge.cli.main import cli
 
+NEW_SIZE = sum(len(b"line %d of the new text\n" % i) for i in range(9000))
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -22,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "same").write_bytes(b"".join(b"line %d of the text\n" % i for i in range(9000)))
     (tmp_path / "vendor/new").write_bytes(b"".join(b"line %d of the new text\n" % i for i in range(9000)))
+    assert (tmp_path / "vendor/new").stat().st_size == NEW_SIZE
     return tmp_path
 
 
@@ -69,6 +72,9 @@ def test_tar_index(folder: Path) -> None:
         ("build --tar-index base.img -o i", "not a tar archive"),
         ("build --tar-index base.img -o i -b 4096", "multiples of 512"),
         ("build vendor -o base.img --base base.img", "the same file"),
+        ("build vendor -o i --base base.img --blobdev base.img", "would replace an extra device"),
+        ("build vendor -o i --base base.img --blobdev vendor/../base.img", "would replace an extra device"),
+        ("build vendor -o i --blobdev vendor/new", "that is not the extra device of i"),
     ],
 )
 def test_errors(folder: Path, words: str, message: str) -> None:
@@ -79,3 +85,27 @@ def test_errors(folder: Path, words: str, message: str) -> None:
     assert message in done.output or message in str(done.exception)
     assert not Path("i").exists()
     assert Path("base.img").read_bytes() == before
+    assert Path("vendor/new").stat().st_size == NEW_SIZE
+
+
+def test_an_archive_is_not_replaced_by_the_blob(folder: Path) -> None:
+    subprocess.run(["tar", "-cf", "a.tar", "-C", "vendor", "."], check=True)
+    before = Path("a.tar").read_bytes()
+    Path("link").symlink_to("a.tar")
+    for blob in ("a.tar", "link"):
+        done = run("build", "--tar-index", "a.tar", "--blobdev", blob, "-o", "i")
+        assert done.exit_code == 2 and "would replace an extra device" in done.output
+        assert Path("a.tar").read_bytes() == before and not Path("i").exists()
+
+
+def test_a_base_that_is_of_no_use_is_a_warning(folder: Path) -> None:
+    Path("base/same").write_bytes(b"something else" * 4000)
+    assert run("build", "base", "-o", "base.img").exit_code == 0
+    done = run("build", "vendor", "-o", "i", "--base", "base.img", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["devices"] == []
+    assert json.loads(done.stdout)["warnings"] == [
+        "--base: base.img has no file of vendor in a form that this image can use: it is not a device"
+    ]
+    Path("base/same").write_bytes(Path("vendor/same").read_bytes())
+    assert run("build", "base", "-o", "base.img").exit_code == 0
+    assert json.loads(run("build", "vendor", "-o", "i", "--base", "base.img", "--json").stdout)["warnings"] == []

@@ -97,6 +97,7 @@ def test_options_that_are_paths_may_be_text(path: Path, tmp_path: Path) -> None:
         ("profile", [1], r"profile\[0\] is int; it must be Use, bytes or str"),
         ("kernel", 6.6, "kernel is float; it must be Kernel or str, or None"),
         ("cache", "/tmp", "cache is str; it must be CompressionCache, or None"),
+        ("meter", 1, "meter is int; it must be Meter, or None"),
         ("progress", 1, r"progress is int; it must be a function of \(done, total\), or None"),
     ],
 )
@@ -126,6 +127,20 @@ def test_words_that_are_none_of_those_there_are(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{name} is 'some'") as caught:
             erofs.build(FileTree(), tmp_path / "out", **{name: "some"})
         assert caught.value.hint is not None and words in caught.value.hint
+
+
+def test_values_that_nothing_can_have_are_usage_errors(path: Path, tmp_path: Path) -> None:
+    for name in ("blob", "baseline", "bases"):
+        with pytest.raises(UsageError, match="has a NUL"):
+            erofs.build(FileTree(), tmp_path / "out", **{name: "a\0b"})
+    for size in (0, -4096, 1 << 70):
+        with pytest.raises(UsageError, match=f"block size {size} is not"):
+            erofs.build(FileTree(), tmp_path / "out", block_size=size)
+    with pytest.raises(UsageError, match="path has a NUL"):
+        erofs.open("a\0b")
+    for offset in (-4096, -(1 << 70)):
+        with pytest.raises(UsageError, match="cannot be read from byte -"):
+            erofs.open(path, offset=offset)
 
 
 def test_every_option_has_a_type(tmp_path: Path) -> None:
