@@ -46,9 +46,37 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "force-inode-extended": {"inode_form": "extended"},
 }
 """-E name → fields of WriteOptions"""
+OPTIONS_OF_MKFS = {
+    "--workers": "use --jobs",
+    "--all-time": "leave it out: -T sets all timestamps",
+    "--preserve-mtime": "leave it out: without -T, files keep their timestamps",
+    "--quiet": "add > /dev/null: problems go to stderr",
+    "-d": "for less output add > /dev/null, for more --stats",
+    "-V": "use erofs-edge --version",
+    "-m": "metadata is not written compressed, as kernels call that experimental",
+    "--zD": "directories are not written compressed, as kernels call that experimental",
+    "--tar": "use --tar-index, or unpack the archive and build from the folder",
+    "--oci": "use --oci-layout",
+    "--incremental": "for images that resemble an earlier one use --baseline, for parts of one --base",
+    "--clean": "leave it out: every image is written from the beginning",
+}
+"""option that mkfs.erofs has and `fs build` has not → what to do instead"""
 
 
-@click.command()
+class _Build(click.Command):
+    """The command; its errors explain options that only mkfs.erofs has."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if name not in OPTIONS_OF_MKFS:
+                raise
+            raise click.UsageError(f"only mkfs.erofs has {name}: {OPTIONS_OF_MKFS[name]}", ctx) from None
+
+
+@click.command(cls=_Build)
 @click.argument("source", metavar="[SRC]", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(), help="The image to write.")
 @click.option(
@@ -174,7 +202,7 @@ def build(
         finally:
             if cache is not None:
                 cache.close()
-    warnings = own + _warn(content, options, idle, source or "the archives")
+    warnings = own + _warn(content, options, idle, source or "the archives", info)
     _say_of(cache)
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
@@ -186,12 +214,12 @@ def build(
     table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
 
 
-def _warn(tree: FileTree, options: WriteOptions, idle: list[str], source: str) -> list[str]:
-    if not (idle or options.rules or options.profile):
+def _warn(tree: FileTree, options: WriteOptions, idle: list[str], source: str, info: ErofsInfo) -> list[str]:
+    if not (idle or options.rules or options.profile or options.bases):
         return []
     from erofs_edge.cli.fs_build_unmatched import warn_of_unmatched
 
-    return warn_of_unmatched(tree, options, idle, source)
+    return warn_of_unmatched(tree, options, idle, source, info)
 
 
 def _path(text: str) -> Path:
@@ -358,12 +386,14 @@ def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     set_by: dict[str, str] = {}
     for text in (text for group in groups for text in group.split(",") if text):
         name, equals, value = text.partition("=")
-        if equals and name in ("fragments", "all-fragments"):
-            fields["packed_pcluster"] = parse_size(f"-E {name}", value)
-        elif equals:
-            raise UsageError(f"-E {name} takes no value")
         if name not in EXTENDED_OPTIONS:
             raise UsageError(f"-E {name}: unknown option", hint=f"supported: {', '.join(EXTENDED_OPTIONS)}")
+        if equals:
+            if name not in ("fragments", "all-fragments"):
+                raise UsageError(f"-E {name} takes no value", hint=f"-E {name}")
+            size = parse_size(f"-E {name}", value)
+            if fields.setdefault("packed_pcluster", size) != size:
+                raise UsageError(f"-E {name} is given two sizes", hint="leave one of them out")
         for field, value in EXTENDED_OPTIONS[name].items():
             if fields.setdefault(field, value) != value:
                 raise UsageError(f"-E {name} contradicts -E {set_by[field]}", hint="leave one of them out")
