@@ -74,10 +74,16 @@ class Source(NamedTuple):
             raise ErofsFormatError(error.message, where=where, hint=hint) from error
 
     def advice(self) -> str | None:
-        """Return a hint for a file that is not an image, but a disk that contains some."""
+        """Return a hint for a file that is not an image: a disk that contains some, or a packed one."""
         if self.partition is not None or self.offset:
             return None
         with suppress(FormatError, OSError):
+            from erofs_edge.flash.image import unpacking
+
+            with self.path.open("rb") as file:
+                packed = unpacking(file.read(8), self.path)
+            if packed is not None:
+                return packed[1]
             table = _table(self.path)
             if table is not None and table.partitions:
                 return f"this is a disk: add --partition with one of {', '.join(table.places())}"

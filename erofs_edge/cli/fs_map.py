@@ -29,15 +29,17 @@ def map_(*, image: Source, as_svg: bool, output: Path | None, as_json: bool) -> 
 
     if output is not None and not as_svg:
         raise UsageError("-o names the file for the picture of --svg", hint="add --svg")
+    if as_svg and as_json and output is None:
+        raise UsageError("--svg and --json both go to standard output", hint="add -o FILE for the picture")
     with image.opened() as opened:
         found = map_image(opened)
     if as_svg and output is not None:
         write_file(output, svg(found, image.path.name).encode(), "the picture")
     elif as_svg:
         click.echo(svg(found, image.path.name), nl=False)
-    elif as_json:
+    if as_json:
         record = {"size": found.size, "image_size": found.image_size, "totals": found.totals()}
         emit_json(record | {"regions": [region._asdict() for region in found.regions]})
-    else:
+    elif not as_svg:
         rows = [(kind, size, size_text(size), f"{size / found.size:.2%}") for kind, size in found.totals().items()]
         table(rows, ("kind", "bytes", "size", "share"))

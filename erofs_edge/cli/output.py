@@ -140,7 +140,7 @@ def emit_json(value: object) -> None:
 def emit_error(error: ErofsEdgeError) -> None:
     """Print an error on stderr, with its hint; with ``--json`` also as a record on stdout."""
     ctx = click.get_current_context(silent=True)
-    if ctx is not None and ctx.meta.get(_JSON):
+    if ctx is not None and _wants_json(ctx):
         record = {
             "kind": type(error).__name__,
             "message": error.message,
@@ -152,6 +152,13 @@ def emit_error(error: ErofsEdgeError) -> None:
     click.echo(f"erofs-edge: {_styled('error:', 'red')} {printable(str(error))}", err=True)
     if error.hint:
         click.echo(f"{_styled('hint:', 'cyan')} {printable(error.hint)}", err=True)
+
+
+def _wants_json(ctx: click.Context) -> bool:
+    if (known := ctx.meta.get(_JSON)) is not None:
+        return bool(known)
+    # a mistake in the options has stopped the parser before it has come to --json
+    return "--json" in sys.argv and any(option.name == "as_json" for option in ctx.command.params)
 
 
 def size_text(size: int) -> str:

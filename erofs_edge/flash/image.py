@@ -94,12 +94,9 @@ class Image:
         return table
 
     def _refuse_packed(self, start: bytes) -> None:
-        for magic, (kind, command) in PACKED.items():
-            if start.startswith(magic):
-                hint = f"unpack it first: {command.format(self.path)}"
-                raise SourceError(
-                    f"this is a {kind} file, from which no board can start", where=str(self.path), hint=hint
-                )
+        if (packed := unpacking(start, self.path)) is not None:
+            kind, hint = packed
+            raise SourceError(f"this is a {kind} file, from which no board can start", where=str(self.path), hint=hint)
 
     def close(self) -> None:
         """Close the file."""
@@ -112,6 +109,14 @@ class Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def unpacking(start: bytes, path: Path) -> tuple[str, str] | None:
+    """Return (format, hint how to unpack it) of a compressed file with these first bytes; None for other files."""
+    for magic, (kind, command) in PACKED.items():
+        if start.startswith(magic):
+            return kind, f"unpack it first: {command.format(path)}"
+    return None
 
 
 def read_table(read: gpt.Read, size: int) -> gpt.Table | None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import mmap
+import random
 import uuid
 from pathlib import Path
 
@@ -104,6 +106,13 @@ def test_messages_name_the_image_and_what_to_do(disk: Path, tmp_path: Path) -> N
         assert all(word in result.stderr for word in words), result.stderr
     result = run("ls", tmp_path / "image", "--partition", "system")
     assert result.exit_code == 2 and "no partition table" in result.stderr
+
+
+def test_a_packed_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "i.gz").write_bytes(gzip.compress(random.Random(1).randbytes(5000)))
+    for verb in ("ls", "check"):
+        done = CliRunner().invoke(cli, ["fs", verb, str(tmp_path / "i.gz")])
+        assert done.exit_code == 1 and f"hint: unpack it first: gzip -dk {tmp_path}/i.gz" in done.stderr
 
 
 def test_check_of_a_whole_disk_says_which_partitions_there_are(disk: Path) -> None:

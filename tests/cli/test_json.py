@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from uuid import UUID
@@ -63,6 +65,16 @@ def test_a_mistake_in_the_command_line_is_a_record_too(words: tuple[str, ...]) -
     assert (done.exit_code, error["kind"], error["exit_code"]) == (2, "UsageError", 2)
     assert error["message"] in done.stderr and error["hint"] == f"erofs-edge {' '.join(words[:2])} --help"
     assert CliRunner().invoke(cli, list(words)).stdout == ""
+
+
+def test_a_mistake_that_stops_the_parser_is_a_record_too() -> None:
+    """--json is behind the mistake. Commands without it, such as `fs cat`, print no record."""
+    program = [sys.executable, "-m", "erofs_edge", "fs"]
+    for words in (["ls", "--nonsense", "--json"], ["build", "--workers=2", "--json"]):
+        done = subprocess.run([*program, *words], capture_output=True, text=True, check=False)
+        error = json.loads(done.stdout)["error"]
+        assert (done.returncode, error["kind"]) == (2, "UsageError") and error["message"] in done.stderr
+    assert subprocess.run([*program, "cat", "--nonsense", "--json"], capture_output=True, check=False).stdout == b""
 
 
 def test_slots_have_small_letters(tmp_path: Path) -> None:

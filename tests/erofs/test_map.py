@@ -71,6 +71,9 @@ def test_the_picture(source: Path, tmp_path: Path, oracle: Oracle) -> None:
     assert runner.invoke(fs, ["map", "--svg", str(path), "-o", str(out)]).exit_code == 0
     printed = runner.invoke(fs, ["map", "--svg", str(path)]).output
     assert out.read_text("utf-8") == printed  # the same image, the same bytes
+    both = runner.invoke(fs, ["map", "--svg", str(path), "-o", str(out), "--json"])
+    assert both.stdout == runner.invoke(fs, ["map", str(path), "--json"]).stdout and out.read_text("utf-8") == printed
+    assert "both go to" in str(runner.invoke(fs, ["map", "--svg", str(path), "--json"]).exception)
     root = ET.fromstring(printed)
     rectangles = [rect for rect in root.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
     hovers = [rect.findtext(f"{SVG}title") or "" for rect in rectangles]
