@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from erofs_edge.build.beside import beside
 from erofs_edge.cli.light import load_dataclasses
 from erofs_edge.cli.output import note, step
 from erofs_edge.errors import UsageError, VerificationError
@@ -22,9 +21,7 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
     That function raises VerificationError if the image is not signed, UsageError if unsigned images are allowed but the
     board is not for development.
     """
-    from erofs_edge.verify.signed import is_plain
-
-    with nullcontext(_nothing) if is_plain(image) else beside(partial(_look, image)) as found:
+    with _looking(image) as found:
 
         def settle() -> None:
             try:
@@ -44,6 +41,17 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
                 note(f"warning: {error.message}")
 
         yield settle
+
+
+def _looking(image: Path) -> AbstractContextManager[Callable[[], None]]:
+    """The check of an image while the block runs; an image that is not a disk needs none."""
+    from erofs_edge.verify.signed import is_plain
+
+    if is_plain(image):
+        return nullcontext(_nothing)
+    from erofs_edge.build.beside import beside
+
+    return beside(partial(_look, image))
 
 
 def _look(image: Path) -> None:

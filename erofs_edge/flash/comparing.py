@@ -17,8 +17,9 @@ from erofs_edge.forks import may_fork
 from erofs_edge.threads import in_order, processors
 
 CHUNK = 4 << 20  # bytes compared at once
-NEAR = {"file": 256 << 10, "block": 256 << 10}
-"""the same for a target on this machine: larger pieces do not stay in the processor's cache"""
+NEAR = {"file": 256 << 10, "block": 512 << 10}
+"""the same for a target on this machine: larger pieces of a file do not stay in the processor's cache. What comes from
+a device is not in it anyway, and threads wait for each other between any two pieces"""
 SHARES = {"file": 8 << 20, "block": 1 << 20}
 """bytes handed to a thread at a time, large so that hand-overs are few; on a device, threads read adjacent pieces"""
 WORTH = 32 << 20  # bytes of a file from which a second process pays off

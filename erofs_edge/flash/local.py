@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from struct import pack
+from typing import TYPE_CHECKING
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import DeviceRefusedError
@@ -19,9 +19,12 @@ from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
 from erofs_edge.reading import read_exactly
 from erofs_edge.writing import give_name, write_exactly
 
+if TYPE_CHECKING:
+    import mmap
+
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: alignment of offset, length and memory for direct reads
-LARGEST_FOLIO = mmap.PAGESIZE * mmap.PAGESIZE // 8
+LARGEST_FOLIO = os.sysconf("SC_PAGESIZE") ** 2 // 8
 """largest piece of a file, in bytes, that the kernel keeps in its page cache as one: what a table of pages with
 eight-byte entries maps (Linux include/linux/pagemap.h, MAX_PAGECACHE_ORDER). A piece is dropped whole or not at all."""
 
@@ -213,6 +216,8 @@ class BlockTarget(PlainTarget):
         span = -(-(offset + length - start) // DIRECT_ALIGN) * DIRECT_ALIGN
         kept: mmap.mmap | None = getattr(self._kept, "buffer", None)
         if kept is None or len(kept) < span:  # the buffer is kept: allocating a new one costs as much as reading
+            import mmap  # files do without
+
             kept = self._kept.buffer = mmap.mmap(-1, span)
         done = 0
         while done < span:
