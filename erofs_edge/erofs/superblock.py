@@ -215,7 +215,7 @@ def _check_record(algorithm: int, fields: list[int], blkszbits: int, position: i
             raise broken(f"LZ4 pclusters of {fields[1]} blocks are over the {most} that kernels read", position)
     if algorithm == ondisk.ALGORITHM_LZMA and (not 4096 <= fields[0] <= 8 << 20 or fields[1]):
         raise broken(f"LZMA dictionary of {fields[0]} bytes, format {fields[1]} is not defined", position)
-    if algorithm == ondisk.ALGORITHM_DEFLATE and not 8 <= fields[0] <= 15:
+    if algorithm == ondisk.ALGORITHM_DEFLATE and fields[0] > 15:  # libdeflate in mkfs.erofs writes 0
         raise broken(f"deflate window of 2**{fields[0]} bytes is not defined", position)
     if algorithm == ondisk.ALGORITHM_ZSTD and (fields[0] or fields[1] > 10):
         raise broken(f"zstd format {fields[0]}, window 2**{fields[1] + 10} is not defined", position)

@@ -28,6 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["-zzstd,3", "-C65536", "-Ededupe"],
         ["-zdeflate,6", "-C16384"],
         ["-zdeflate,6", "-Ededupe"],
+        ["-zlibdeflate", "-C16384"],
         ["-zlzma,6", "-C65536", "-Ededupe"],
         ["-zlzma,6", "-C16384", "-Eztailpacking,fragments"],
     ],
