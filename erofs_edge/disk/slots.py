@@ -32,7 +32,7 @@ RECOVERY = "RECOVERY"
 """the slot that updates leave alone unless it is named"""
 LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: they agree on single digits
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = r"[A-Za-z0-9_.-]+"
 
 
 class SlotState(NamedTuple):
@@ -169,7 +169,7 @@ def encode(variables: Mapping[str, str], size: int = ENV_SIZE) -> bytes:
     """
     data = bytearray()
     for name, value in variables.items():
-        if not _NAME.fullmatch(name) or "\0" in value or not value.isascii():
+        if not re.fullmatch(_NAME, name) or "\0" in value or not value.isascii():
             raise FormatError(f"{name}={value!r} cannot be part of a U-Boot environment")
         data += f"{name}={value}\0".encode("ascii")
     data += b"\0"
