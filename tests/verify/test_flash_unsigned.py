@@ -168,8 +168,10 @@ def test_an_image_that_is_no_disk_starts_no_process(tmp_path: Path) -> None:
         "dataclasses",
         "difflib",
         "inspect",
+        "mmap",
         "subprocess",
         "concurrent.futures",
+        "erofs_edge.build.beside",
         "erofs_edge.flash.copies",
         "erofs_edge.flash.delta",
     }
