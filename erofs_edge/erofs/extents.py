@@ -89,10 +89,11 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
 
 
 def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[int, int, int, int]:
-    """Return (byte address of the table, bytes per entry, entries, bytes per chunk). Raises ErofsFormatError."""
-    # mkfs.erofs --tar=i sets only the bit for devices, and no kernel checks this one here
-    if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE | ondisk.INCOMPAT_DEVICE_TABLE):
-        raise broken(f"inode {inode.nid}: chunk-based in an image without chunk-based files", inode.offset)
+    """Return (byte address of the table, bytes per entry, entries, bytes per chunk). Raises ErofsFormatError.
+
+    The feature bit for such files is not required: kernels do not check it, and mkfs.erofs sets it neither with --tar=i
+    nor with -E dedupe for uncompressed files.
+    """
     wide = inode.u & ondisk.CHUNK_48BIT
     if inode.u & ~(_CHUNK_FORMAT_KNOWN | ondisk.CHUNK_48BIT) or (
         wide and not (info.incompat(ondisk.INCOMPAT_48BIT) and inode.u & ondisk.CHUNK_INDEXES)

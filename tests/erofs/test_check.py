@@ -166,7 +166,11 @@ DEFECTS: dict[str, tuple[Patch, str, str | None]] = {
     "format": (lambda p: p.put(p.inodes["d/e"].offset, 0x24, 1), "unknown bits in i_format", "/d/e"),
     "layout": (lambda p: p.put(p.inodes["d/e"].offset, 5 << 1, 1), "data layout 5", "/d/e"),
     "mode": (lambda p: p.put(p.inodes["d/e"].offset + 4, 0o755, 2), "no file type", "/d/e"),
-    "chunks": (lambda p: p.put(p.inodes["other"].offset, 4 << 1, 1), "without chunk-based files", "/other"),
+    "chunks": (
+        lambda p: (p.put(p.inodes["other"].offset, 4 << 1, 1), p.put(p.inodes["other"].offset + 16, 0x8000, 4)),
+        "unknown bits in chunk format 0x8000",
+        "/other",
+    ),
     "packed": (lambda p: p.put(ondisk.SUPER_OFFSET + 96, 40, 1), "packed inode without the feature", None),
 }
 

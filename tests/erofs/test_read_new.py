@@ -46,6 +46,8 @@ NEWEST = [
     "-zlz4 -C16384 --zD=1 -Efragments",
     "-zlzma,6 -C65536",
     "-zdeflate,9 -C16384 -Eztailpacking",
+    "-Ededupe",
+    "-Ededupe,48bit",
     "-zlz4:zstd -C16384",
 ]
 
