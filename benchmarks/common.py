@@ -22,8 +22,8 @@ import corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "boards/qemu-aarch64.yaml"
-EDGE = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()"]
-"""our command, in the Python that runs the benchmark"""
+EDGE = [sys.executable, "-c", "from erofs_edge.__main__ import main; main()"]
+"""our command as installed, in the Python that runs the benchmark"""
 BLOCK, MIB = 4096, 1 << 20
 
 
