@@ -8,6 +8,7 @@ so memory use does not grow with the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
 from struct import Struct
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from erofs_edge.errors import ErofsFormatError
 
 _WINDOW = 512  # full entries or packs read at once
 _TYPE_MASK = 0x3
-_SMALL_PACK = Struct("<HHI")
+SMALL_PACK = Struct("<HHI")
 _SMALL_SLOTS = 2
 _BIG_PACK = Struct("<28sI")
 _BIG_SLOTS, _SLOT_BITS, _BIG_LOBITS = 16, 14, 12
@@ -68,10 +69,22 @@ def _sections(zmap: ZMap) -> list[_Section]:
     four, two = zmap.four_byte, zmap.two_byte
     middle = zmap.position + four * 4
     return [
-        _Section(0, four, _SMALL_SLOTS, _SMALL_PACK.size, zmap.position),
+        _Section(0, four, _SMALL_SLOTS, SMALL_PACK.size, zmap.position),
         _Section(four, two, _BIG_SLOTS, _BIG_PACK.size, middle),
-        _Section(four + two, zmap.lclusters - four - two, _SMALL_SLOTS, _SMALL_PACK.size, middle + two * 2),
+        _Section(four + two, zmap.lclusters - four - two, _SMALL_SLOTS, SMALL_PACK.size, middle + two * 2),
     ]
+
+
+@lru_cache(1024)
+def unvaried(four_byte: int, two_byte: int, lclusters: int) -> int:
+    """Return a mask, as a number, for the bytes of a compact index which only depend on the number of lclusters if all
+    but the last belong to one extent: not the first pack, the bases of all, and the last lcluster. The first and the
+    last one must be in small packs."""
+    behind = lclusters - four_byte - two_byte
+    small, big = b"\xff" * 4 + bytes(4), b"\xff" * 28 + bytes(4)
+    mask = small * (four_byte // _SMALL_SLOTS) + big * (two_byte // _BIG_SLOTS) + small * (-(-behind // _SMALL_SLOTS))
+    last = 8 if behind & 1 else 6
+    return int.from_bytes(bytes(8) + mask[8:-last] + bytes(2) + mask[len(mask) - last + 2 :], "little")
 
 
 def entries(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[Entry]:
@@ -126,7 +139,7 @@ def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[En
             if section.per_pack == _BIG_SLOTS:  # all of these are full
                 yield from _big_packs(zmap, first, data, lcn)
             else:
-                yield _decode_packs(zmap, first, _SMALL_PACK.iter_unpack(data))[max(lcn - first, 0) : end - first]
+                yield _decode_packs(zmap, first, SMALL_PACK.iter_unpack(data))[max(lcn - first, 0) : end - first]
 
 
 def _big_packs(zmap: ZMap, first: int, data: bytes, lcn: int) -> Iterator[list[Entry]]:

@@ -12,10 +12,14 @@ from typing import NamedTuple
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing
 from erofs_edge.erofs.extents import Extent, Kind
-from erofs_edge.erofs.lclusters import Entry, entries, wrong
+from erofs_edge.erofs.lclusters import SMALL_PACK, Entry, entries, unvaried, wrong
 from erofs_edge.erofs.mapheader import ZMap
 from erofs_edge.erofs.superblock import SuperInfo
 from erofs_edge.erofs.zextents import encoded_extents
+
+_HEADS = (ondisk.LCLUSTER_PLAIN, ondisk.LCLUSTER_HEAD1, ondisk.LCLUSTER_HEAD2)
+_SHORT = 512  # bytes of an index; bounds what is kept in memory, too
+_sole_rests: dict[tuple[int, ...], int] = {}  # form of an index with one run → the bytes in which others do not differ
 
 
 def compressed_extents(
@@ -33,6 +37,11 @@ def compressed_extents(
     if zmap.record:
         yield from encoded_extents(backing, info, zmap, offset)
         return
+    if zmap.index_size <= _SHORT and not strict and not offset and zmap.is_compact:
+        run = _sole_run(backing, zmap)
+        if run is not None:
+            yield _extent(backing, info, zmap, run)
+            return
     first = _head_of(backing, zmap, offset) if offset else 0
     found = entries(backing, zmap, first)
     for run in _runs(zmap, _announced(zmap, found) if strict else found, first):
@@ -49,6 +58,35 @@ class _Run(NamedTuple):
     blocks: int
     start: int
     end: int
+
+
+def _sole_run(backing: Backing, zmap: ZMap) -> _Run | None:
+    """Return the run of a compact index that describes only one, as most indexes of small files do. None if the index
+    has to be decoded. Such indexes differ only in a few numbers from those of other files with as many lclusters, so
+    all else in them is compared, as one number, with an index that was decoded before."""
+    count, bits = zmap.lclusters, zmap.lobits
+    behind = count - zmap.four_byte - zmap.two_byte  # in small packs, as the first lclusters should be
+    if count < 2 or not behind or (zmap.two_byte and not zmap.four_byte):
+        return None
+    data = backing.read(zmap.position, zmap.index_size, "cluster index")
+    first, second, base = SMALL_PACK.unpack_from(data)
+    last = int.from_bytes(data[-8:-6] if behind & 1 else data[-6:-4], "little")
+    kind, offset = first >> bits, last & (1 << bits) - 1
+    if kind not in _HEADS or last >> bits not in _HEADS or first & (1 << bits) - 1 or offset >> zmap.lcluster_bits:
+        return None
+    if (count - 1 << zmap.lcluster_bits) + offset < zmap.inode.size:
+        return None
+    is_big = zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1
+    blocks = second - (ondisk.LCLUSTER_NONHEAD << bits | ondisk.D0_CBLKCNT) if count > 2 else 1
+    if not 0 <= blocks < ondisk.D0_CBLKCNT or not (is_big or count == 2):
+        return None
+    form = zmap.four_byte, zmap.two_byte, count, bits, is_big
+    rest = int.from_bytes(data, "little") & unvaried(*form[:3])
+    if _sole_rests.get(form) != rest:
+        if [run.start < zmap.inode.size for run in _runs(zmap, entries(backing, zmap, 0), 0)] != [True, False]:
+            return None
+        _sole_rests[form] = rest
+    return _Run(0, Entry(kind, 0, base + (0 if is_big else 1), False, -1), blocks, 0, zmap.inode.size)
 
 
 def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
