@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import lt
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ class Dirent(NamedTuple):
     name: bytes
     nid: int
     file_type: int
+
+
+_dirent: Callable[[tuple[bytes, int, int]], Dirent] = partial(tuple.__new__, Dirent)  # Dirent(…) takes thrice as long
 
 
 def parse_block(data: bytes, position: int) -> list[Dirent]:
@@ -44,7 +48,7 @@ def parse_block(data: bytes, position: int) -> list[Dirent]:
         and b"\0" not in together
         and all(map(lt, names, names[1:]))
     ):
-        return list(map(Dirent, names, nids, types))
+        return list(map(_dirent, zip(names, nids, types, strict=True)))
     raise broken(_defect(first, starts, ends, data), position)
 
 

@@ -7,11 +7,14 @@ Sources: ``fs/erofs/inode.c`` (erofs_read_inode) and ``erofs_fs.h``; devices as 
 from __future__ import annotations
 
 import stat
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import METABOX, Backing, broken
 from erofs_edge.erofs.superblock import SuperInfo
+from erofs_edge.errors import ErofsFormatError
 
 LAYOUT_NAMES = {
     ondisk.LAYOUT_FLAT_PLAIN: "flat plain",
@@ -80,6 +83,16 @@ class DiskInode(NamedTuple):
         return self.u >> 8 & 0xFFF, self.u & 0xFF | self.u >> 12 & 0xFFF00
 
 
+# creating one with its own constructor takes longer than the rest of parsing it
+_disk_inode: Callable[[tuple[Any, ...]], DiskInode] = partial(tuple.__new__, DiskInode)
+_USUAL_FORMATS = {
+    layout << ondisk.LAYOUT_SHIFT | bit: (layout, bool(bit), False)
+    for layout in LAYOUT_NAMES
+    for bit in (0, ondisk.FORMAT_EXTENDED)
+}
+"""i_format → (data layout, extended, False), in images without 48-bit addresses and in most inodes of others"""
+
+
 def inode_offset(info: SuperInfo, nid: int) -> int:
     """Return the byte address of an inode. It may lie outside the image."""
     if nid >> 63:
@@ -89,60 +102,59 @@ def inode_offset(info: SuperInfo, nid: int) -> int:
 
 def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
     """Read inode `nid` and check all that can be checked without other structures. Raises ErofsFormatError."""
-    offset = inode_offset(info, nid)
+    raw, offset = info.raw, inode_offset(info, nid)
     if nid >> 63 and not info.metabox_nid:
         raise broken(f"nid {nid:#x} is in a metabox, which this image does not have", offset - METABOX)
-    what = f"inode {nid}"
-    fields = backing.unpack(ondisk.COMPACT_INODE, offset, what)
-    wide = info.incompat(ondisk.INCOMPAT_48BIT)
-    layout, extended, flag = _parse_format(fields[0], wide, what, offset)
+    fields = backing.unpack(ondisk.COMPACT_INODE, offset, "inode")
+    wide = raw.feature_incompat & ondisk.INCOMPAT_48BIT
+    layout, extended, flag = _USUAL_FORMATS.get(fields[0]) or _parse_format(fields[0], bool(wide), nid, offset)
     directory = stat.S_ISDIR(fields[2])
     block_bits, high = 32, 0
     if extended:
         _, icount, mode, high, size, u, ino, uid, gid, seconds, nsec, nlink = backing.unpack(
-            ondisk.EXTENDED_INODE, offset, what
+            ondisk.EXTENDED_INODE, offset, "inode"
         )
         if wide:
             block_bits = 48
         elif high:
-            raise broken(f"{what}: 48-bit block address in an image without them", offset + 6)
+            raise broken(f"inode {nid}: 48-bit block address in an image without them", offset + 6)
         if nsec >= 1_000_000_000:
-            raise broken(f"{what}: {nsec} nanoseconds are more than a second", offset + 40)
+            raise broken(f"inode {nid}: {nsec} nanoseconds are more than a second", offset + 40)
     else:
         _, icount, mode, nlink, size, seconds, u, ino, uid, gid, _ = fields
-        seconds, nsec = info.epoch + seconds, info.raw.fixed_nsec
+        seconds, nsec = info.epoch + seconds, raw.fixed_nsec
         if flag and not directory:
             nlink, high, block_bits = 1, nlink, 48
-    _check_fields(what, offset, seconds, mode, size, icount)
+    if size >> 63 or icount == 1 or not -(1 << 63) <= seconds < 1 << 63 or stat.S_IFMT(mode) not in ondisk.FILE_TYPES:
+        raise _impossible(nid, offset, seconds, mode, size)
     xattr_size = _XATTR_AREA_BASE + 4 * (icount - 1) if icount else 0
     block = u | high << 32
     if block == (1 << block_bits) - 1:
         block = NULL_BLOCK
-    inode = DiskInode(
+    if offset + (ondisk.EXTENDED_SIZE if extended else ondisk.COMPACT_SIZE) + xattr_size > backing.end_of(offset):
+        raise broken(f"inode {nid}: xattr area of {xattr_size} bytes ends outside the image", offset)
+    return _disk_inode((
         nid, offset, extended, layout, xattr_size, mode, nlink, size, seconds * 1_000_000_000 + nsec, uid, gid, u, ino,
         block, flag and directory,
-    )  # fmt: skip
-    if inode.body > backing.end_of(offset):
-        raise broken(f"{what}: xattr area of {xattr_size} bytes ends outside the image", offset)
-    return inode
+    ))  # fmt: skip
 
 
-def _parse_format(i_format: int, wide: bool, what: str, offset: int) -> tuple[int, bool, bool]:
+def _parse_format(i_format: int, wide: bool, nid: int, offset: int) -> tuple[int, bool, bool]:
     """Split i_format into (data layout, extended, the bit for one link or no dot)."""
     if i_format & ~(_KNOWN_FORMAT | ondisk.FORMAT_NLINK_1 if wide else _KNOWN_FORMAT):
-        raise broken(f"{what}: unknown bits in i_format {i_format:#x}", offset)
+        raise broken(f"inode {nid}: unknown bits in i_format {i_format:#x}", offset)
     layout = i_format >> ondisk.LAYOUT_SHIFT & ondisk.LAYOUT_MASK
     if layout not in LAYOUT_NAMES:
-        raise broken(f"{what}: data layout {layout} is not defined", offset)
+        raise broken(f"inode {nid}: data layout {layout} is not defined", offset)
     return layout, bool(i_format & ondisk.FORMAT_EXTENDED), bool(i_format & ondisk.FORMAT_NLINK_1)
 
 
-def _check_fields(what: str, offset: int, seconds: int, mode: int, size: int, icount: int) -> None:
+def _impossible(nid: int, offset: int, seconds: int, mode: int, size: int) -> ErofsFormatError:
+    """Return the error for the fields of an inode, one of which is not possible."""
     if not -(1 << 63) <= seconds < 1 << 63:
-        raise broken(f"{what}: time {seconds} does not fit in 64 bits", offset + 12)
+        return broken(f"inode {nid}: time {seconds} does not fit in 64 bits", offset + 12)
     if stat.S_IFMT(mode) not in ondisk.FILE_TYPES:
-        raise broken(f"{what}: mode {mode:#o} has no file type", offset + 4)
+        return broken(f"inode {nid}: mode {mode:#o} has no file type", offset + 4)
     if size >> 63:
-        raise broken(f"{what}: size {size} does not fit in 63 bits", offset + 8)
-    if icount == 1:
-        raise broken(f"{what}: an xattr area of one slot is not defined", offset + 2)
+        return broken(f"inode {nid}: size {size} does not fit in 63 bits", offset + 8)
+    return broken(f"inode {nid}: an xattr area of one slot is not defined", offset + 2)
