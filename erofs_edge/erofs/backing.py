@@ -12,6 +12,7 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Backing:
             raise ErofsEdgeError(f"cannot map the image: {error.strerror}", where=str(path)) from error
         finally:
             os.close(fd)
+        self._view = memoryview(self._map)
         self.end = self.size
         self._starts: list[int] = []
         self._windows: list[Window] = []
@@ -89,7 +91,9 @@ class Backing:
         self._windows.insert(at, window)
 
     def close(self) -> None:
-        self._map.close()
+        self._view.release()
+        with suppress(BufferError):  # lent bytes of work that failed: the last of them takes the map with it
+            self._map.close()
 
     def read(self, offset: int, length: int, what: str) -> bytes:
         """Return exactly `length` bytes at `offset`. Raises ErofsFormatError if they are not all inside the image."""
@@ -102,6 +106,12 @@ class Backing:
         if len(data) != length:
             raise broken(f"{what} ({length} bytes) is cut off", offset)
         return data
+
+    def lend(self, offset: int, length: int, what: str) -> bytes | memoryview:
+        """Like `read`, but without a copy where possible. What is returned must not be in use after `close`."""
+        if offset >= 0 and length >= 0 and offset + length <= self.end:
+            return self._view[offset : offset + length]
+        return self.read(offset, length, what)
 
     def unpack(self, struct: Struct, offset: int, what: str) -> tuple[Any, ...]:
         """Return the fields of a structure at `offset`, bounded as in `read`."""

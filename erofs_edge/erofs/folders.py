@@ -58,29 +58,35 @@ class Folders:
     @contextmanager
     def open(self, path: bytes) -> Iterator[Folder]:
         """Open a folder for the duration of the context. Raises OSError."""
-        if not isinstance(self._root, int):
-            yield Folder(b"/".join((self._root, path, b"") if path else (self._root, b"")), None)
-            return
         with self._lock:
-            missing = []
-            known = path
-            while known and known not in self._kept:
-                known, _, name = known.rpartition(b"/")
-                missing.append(name)
-            fd = self._kept[known] if known else self._root
-            for name in reversed(missing):
-                fd = os.open(name, _DIRECTORY, dir_fd=fd)
-                known = known + b"/" + name if known else name
-                self._kept[known] = fd
-                if len(self._kept) > _KEPT_OPEN:
-                    os.close(self._kept.popitem(last=False)[1])
-            if known:
-                self._kept.move_to_end(known)
-            fd = os.dup(fd)
+            prefix, fd = self.borrow(path)
+            fd = None if fd is None else os.dup(fd)
         try:
-            yield Folder(b"", fd)
+            yield Folder(prefix, fd)
         finally:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
+
+    def borrow(self, path: bytes) -> Folder:
+        """Open a folder until the next call of this object. Only while no other thread uses it. Raises OSError."""
+        root, kept = self._root, self._kept
+        if not isinstance(root, int):
+            return Folder(b"/".join((root, path, b"") if path else (root, b"")), None)
+        known = path
+        missing = []
+        while known and known not in kept:
+            known, _, name = known.rpartition(b"/")
+            missing.append(name)
+        fd = kept[known] if known else root
+        for name in reversed(missing):
+            fd = os.open(name, _DIRECTORY, dir_fd=fd)
+            known = known + b"/" + name if known else name
+            kept[known] = fd
+            if len(kept) > _KEPT_OPEN:
+                os.close(kept.popitem(last=False)[1])
+        if known:
+            kept.move_to_end(known)
+        return Folder(b"", fd)
 
     def close(self) -> None:
         for fd in self._kept.values():

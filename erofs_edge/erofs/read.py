@@ -20,6 +20,7 @@ from erofs_edge.erofs.decode import ExtentCache, decode_lent
 from erofs_edge.erofs.device_table import attach
 from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
+from erofs_edge.erofs.image_file import ImageFile
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
 from erofs_edge.erofs.mapheader import ZMap, read_zmap
 from erofs_edge.erofs.remembered import RememberedExtents
@@ -35,6 +36,8 @@ SYMLINK_MAX = 4095
 SYMLINKS_FOLLOWED_MAX = 40
 CACHE_BYTES = 32 << 20
 PIECE = 1 << 20  # bytes yielded at a time when streaming
+_JOINED = 64 << 10  # bytes of a file up to which blocks and inline tail are worth joining
+_FLAT = (ondisk.LAYOUT_FLAT_PLAIN, ondisk.LAYOUT_FLAT_INLINE)
 _ZEROS = bytes(PIECE)
 _NAMESPACES = tuple(ondisk.XATTR_PREFIXES.values())
 _METABOX_PIECE = 64 << 10
@@ -193,9 +196,10 @@ class Image:
                 children.append((prefix + entry.name, child, depth + 1))
             stack += reversed(children)
 
-    def directories(self, top: DiskInode) -> Iterator[tuple[bytes, DiskInode, list[Dirent]]]:
-        """Yield (path, inode, entries of anything but directories) for a directory and each one below it, parents
-        first; `top` is b"". The inodes of those entries are not read. Raises ErofsFormatError as `walk` does.
+    def directories(self, top: DiskInode) -> Iterator[tuple[bytes, DiskInode, list[Dirent], bool]]:
+        """Yield (path, inode, entries of anything but directories, whether there are only these) for a directory and
+        each one below it, parents first; `top` is b"". The inodes of those entries are not read. Raises
+        ErofsFormatError as `walk` does.
         """
         limits = WalkLimits(top, self.backing.end)
         stack: list[tuple[bytes, DiskInode, int]] = [(b"", top, 0)]
@@ -211,7 +215,7 @@ class Image:
                 child = self.child(entry)
                 limits.find(child, inode)
                 below.append((prefix + entry.name, child, depth + 1))
-            yield path, inode, others
+            yield path, inode, others, not below
             stack += reversed(below)
 
     def child(self, entry: Dirent) -> DiskInode:
@@ -280,15 +284,33 @@ class Image:
         return ((offset, bytes(data)) for offset, data in self.stream_lent(inode))
 
     def stream_lent(self, inode: DiskInode) -> Iterator[tuple[int, bytes | memoryview]]:
-        """Like `stream`, but each piece may be overwritten when the thread decodes the next one."""
+        """Like `stream`, but each piece may be overwritten when the thread decodes the next one, and must not be used
+        after `close`."""
+        if 0 < inode.size <= _JOINED and inode.layout in _FLAT:
+            data = self._flat(inode)
+            if data is not None:
+                yield 0, data
+                return
         for extent in self.extents(inode):
-            if extent.kind is Kind.HOLE:
+            kind = extent.kind
+            if kind is Kind.HOLE:
                 continue
-            if extent.kind in (Kind.ENCODED, Kind.ROTATED):
+            if kind is Kind.RAW and extent.length <= PIECE:
+                yield extent.start, self.backing.lend(extent.address, extent.length, "file data")
+                continue
+            if kind is Kind.ENCODED or kind is Kind.ROTATED:
                 yield extent.start, decode_lent(self.backing, self.superblock, extent)
                 continue
             for first in range(0, extent.length, PIECE):
                 yield extent.start + first, self._part(extent, first, min(first + PIECE, extent.length))
+
+    def _flat(self, inode: DiskInode) -> bytes | memoryview | None:
+        """Return the content of a short flat file, None if it has a hole."""
+        first, *tail = flat_extents(self.backing, self.superblock, inode)
+        if first.kind is Kind.HOLE:
+            return None
+        data = self.backing.lend(first.address, first.length, "file data")
+        return bytes(data) + self.backing.read(tail[0].address, tail[0].length, "file data") if tail else data
 
     def _part(self, extent: Extent, first: int, end: int) -> bytes:
         """Return bytes [first, end) of an extent."""
@@ -325,7 +347,7 @@ class Image:
         inode = self.lookup(path)
         if not stat.S_ISREG(inode.mode):
             raise ErofsEdgeError("not a regular file", where=fsdecode(path))
-        return ImageFile(self, inode)
+        return ImageFile(ImageContent(self, inode))
 
     def readlink(self, inode: DiskInode) -> bytes:
         """Return the target of a symlink. Raises ErofsFormatError if it is empty, too long or contains a NUL byte."""
@@ -428,50 +450,3 @@ class ImageContent:
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length), clipped to the size. Raises ErofsFormatError."""
         return self.image.read(self.inode, offset, length)
-
-
-class ImageFile(io.RawIOBase):
-    """A regular file of an image as a seekable raw file object, usable as long as the image is open."""
-
-    def __init__(self, image: Image, inode: DiskInode) -> None:
-        self._image, self._inode = image, inode
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._check_open()
-        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._inode.size}
-        if whence not in bases:
-            raise ValueError(f"unknown whence {whence}")
-        if bases[whence] + offset < 0:
-            raise ValueError("negative seek position")
-        self._position = bases[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        self._check_open()
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        self._check_open()
-        data = self._image.read(self._inode, self._position, min(len(buffer), ondisk.EXTENT_MAX))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def readall(self) -> bytes:
-        self._check_open()
-        pieces = []
-        while data := self._image.read(self._inode, self._position, ondisk.EXTENT_MAX):
-            pieces.append(data)
-            self._position += len(data)
-        return b"".join(pieces)
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")

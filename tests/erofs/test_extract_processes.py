@@ -17,6 +17,7 @@ from reader_trees import make_tree, mkfs
 from treediff import diff, scan
 
 from erofs_edge.erofs import extract as extraction
+from erofs_edge.erofs import extracted
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.extract import extract
 from erofs_edge.erofs.read import Image
@@ -81,7 +82,7 @@ def test_a_full_disk(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(_fd: int, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(extraction, "_write_all", full)
+    monkeypatch.setattr(extracted, "write_all", full)
     with Image(path) as image, pytest.raises(CapacityError, match="No space left"):
         extract(image, tmp_path / "out", jobs=2)
     assert os.listdir(tmp_path) == []
@@ -103,7 +104,7 @@ def test_a_process_that_cannot_be_started(path: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_process_that_is_killed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "_write_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(extracted, "write_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with Image(path) as image, pytest.raises(ErofsEdgeError, match="was killed"):
         extract(image, tmp_path / "out", jobs=2)
     assert os.listdir(tmp_path) == []
