@@ -16,7 +16,7 @@ from erofs_edge.flash.survey import chunks, holds, joined, start_digest
 from erofs_edge.flash.target import BLOCK, Target
 from erofs_edge.threads import Threads
 
-DATA_AT_ONCE, ZEROS_AT_ONCE = 256 << 20, 1 << 30
+DATA_AT_ONCE, ZEROS_AT_ONCE = 512 << 20, 1 << 30
 """bytes in one exchange: at 10 MB/s, a slow card reads this in two minutes"""
 PIECE = 1 << 20  # bytes of the image that are read at a time
 

@@ -5,17 +5,27 @@
 export PATH=/bin
 control=/run/control.$1 connection=$1 answers=33554432 deltas=67108864 trees=536870912
 tree=/sys/firmware/devicetree/base dmi=/sys/class/dmi/id
-cpus=1 teller=''
+cpus=1 teller='' filled=''
 read -r disk < /run/disk
 read -r size < /run/size
 [ ! -r /run/cpus ] || read -r cpus < /run/cpus
 
 # bytes of a file or the disk: FILE OFFSET LENGTH
 cut_out() { dd if="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$2" count="$3" 2> /dev/null; }
-# FILE becomes some of the disk, OFFSET LENGTH: past the kernel's cache, as far as the disk has sectors of that size
+# FILE becomes some of the disk, OFFSET LENGTH: past the kernel's cache, as far as the disk has sectors of that size. A file
+# of that length is written over, for new memory takes as long as reading; then all of it must come from the disk
 fill() {
-    dd if="$disk" of="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock,direct skip="$2" count="$3" 2> /dev/null \
-        || cut_out "$disk" "$2" "$3" > "$1"
+    if [ "$3" = "$filled" ]; then
+        copied=$(gdd if="$disk" of="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock,direct conv=notrunc \
+            skip="$2" count="$3" 2>&1) && whole "$3"
+    else
+        dd if="$disk" of="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock,direct skip="$2" count="$3" 2> /dev/null
+    fi || cut_out "$disk" "$2" "$3" > "$1"
+}
+# what GNU's dd has said counts LENGTH bytes: a disk that ends before gives fewer
+whole() {
+    case $copied in *"
+$1 byte"*) ;; *) return 1 ;; esac
 }
 # the host asks for a flush when it wants it to last
 put() { dd of="$disk" bs=1M iflag=fullblock oflag=seek_bytes seek="$1" conv=notrunc 2> /run/said; }
@@ -43,9 +53,7 @@ zeros() {
     [ $((($1 | $2) % 4096)) = 0 ] || past=''
     copied=$(gdd if="$disk" of=/dev/full bs=4M iflag=skip_bytes,count_bytes,fullblock$past conv=sparse \
         skip="$1" count="$2" 2>&1) || return 1
-    # a disk that ends before says nothing of what is behind
-    case $copied in *"
-$2 byte"*) ;; *) return 1 ;; esac
+    whole "$2" # a disk that ends before says nothing of what is behind
 }
 # blocks of a hash tree that stand before its leaves: COUNT of leaves
 before() {
@@ -108,7 +116,13 @@ one() {
         hash) # OFFSET LENGTH DIGEST
             inside "$2" "$3" || { echo "error outside"; return; }
             by "$4" || { echo "error digest"; return; }
-            found=$(hashed "/run/data/$runner" "$2" "$3") && echo "${found%% *}" || echo "error memory" ;;
+            if found=$(hashed "/run/data/$runner" "$2" "$3"); then
+                filled=$3
+                echo "${found%% *}"
+            else
+                filled=''
+                echo "error memory"
+            fi ;;
         zeros) # OFFSET LENGTH
             inside "$2" "$3" || { echo "error outside"; return; }
             if zeros "$2" "$3"; then echo zeros; else echo data; fi ;;

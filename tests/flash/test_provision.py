@@ -70,6 +70,18 @@ def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cpus", [1, 3])
+def test_what_was_hashed_before_is_not_what_the_disk_holds_now(work: Asked, tmp_path: Path, cpus: int) -> None:
+    """Ranges of the same length in turn, the last ones behind the end of a disk that is shorter than its size."""
+    data = (tmp_path / "image").read_bytes()
+    (tmp_path / "cpus").write_text(f"{cpus}\n")
+    (tmp_path / "size").write_text(f"{2 << 20}\n")
+    pieces = [(at, 1 << 17) for at in range(0, 2 << 20, 1 << 17)]
+    pieces += [((1 << 20) - 4096, 1 << 17), (5, 1 << 17), (5, 1 << 16)]
+    want = [hashlib.blake2b(data[at : at + size]).hexdigest() for at, size in pieces]
+    assert work(*(f"hash {at} {size} blake2b" for at, size in pieces)).split() == want
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
 def test_answers_are_in_order(work: Asked, tmp_path: Path, cpus: int) -> None:
     """Several processes hash at the same time."""
     data = (tmp_path / "image").read_bytes()
