@@ -138,8 +138,22 @@ def continue_(ctx: click.Context) -> None:
     _with(ctx, lambda device: device.command("continue"))
 
 
-@fastboot.command()
-@click.argument("words", nargs=-1, required=True)
+def _old_name(target: str) -> click.Command:
+    """Return a command for scripts that were written for old versions of Google's tool."""
+
+    @click.pass_context
+    def run(ctx: click.Context) -> None:
+        _with(ctx, lambda device: device.command(f"reboot-{target}"))
+
+    return click.Command(f"reboot-{target}", callback=run, hidden=True, help=f"The same as reboot {target}.")
+
+
+for _target in ("bootloader", "fastboot", "recovery"):
+    fastboot.add_command(_old_name(_target))
+
+
+@fastboot.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def oem(ctx: click.Context, words: tuple[str, ...]) -> None:
     """Run a command specific to the device's vendor."""

@@ -20,7 +20,7 @@ import pytest
 from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError, ProtocolError, UsageError
 from erofs_edge.flash.fastboot import Fastboot
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp, serve_udp
-from erofs_edge.transport.fastboot.link import open_device
+from erofs_edge.transport.fastboot.link import TcpLink, open_device
 
 MIB = 1 << 20
 Oracle = Callable[[str], str]
@@ -268,6 +268,46 @@ def test_the_command(device: FastbootDevice, image: Path, tmp_path: Path, edge: 
     assert [word for word in device.log if not word.startswith("getvar")][-5:] == [
         "set_active:b", "set_active:a", "set_active:b", "erase:boot_a", "continue"
     ]  # fmt: skip
+
+
+def test_commands_as_scripts_for_googles_tool_write_them(device: FastbootDevice, edge: str) -> None:
+    """Words of the vendor's own commands may look like options, and restarts have an old form."""
+    with serve_tcp(device) as address:
+        for words in (["oem", "run", "-x", "--slot", "a"], ["oem", "-v"], ["reboot-recovery"]):
+            subprocess.run([edge, "fastboot", "-s", address, *words], capture_output=True, check=False, timeout=60)
+    assert device.log == ["oem run -x --slot a", "oem -v", "reboot-recovery"]
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("tcp:board", "board", 5554),
+        ("tcp:board/", "board", 5554),
+        ("udp:192.0.2.1:99", "192.0.2.1", 99),
+        ("udp:[fe80::1%eth0]:99", "fe80::1%eth0", 99),
+        ("tcp:[::1]", "::1", 5554),
+    ],
+)
+def test_addresses(address: str, host: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def link(host: str, port: int) -> TcpLink:
+        asked.append((host, port))
+        raise OSError(0, "not now")
+
+    monkeypatch.setattr("erofs_edge.transport.fastboot.link.LINKS", {"tcp": link, "udp": link})
+    with pytest.raises(DeviceError, match="not now"):
+        open_device(address)
+    assert asked == [(host, port)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp:", "tcp:h:0", "tcp:h:70000", "tcp:h:x", "tcp:h/path", "tcp:h?x=1", "tcp:me@h", "udp:::1", "udp:[]", "ftp:h"],
+)
+def test_what_is_no_address_is_refused_before_it_is_looked_up(address: str) -> None:
+    with pytest.raises(UsageError, match="not a fastboot device"):
+        open_device(address)
 
 
 def test_what_is_no_image_and_what_is_no_partition(device: FastbootDevice, image: Path, tmp_path: Path) -> None:

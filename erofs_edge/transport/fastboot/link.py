@@ -11,6 +11,7 @@ waiting.
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 import time
@@ -301,6 +302,7 @@ class UdpLink:
             raise DeviceError("the device has disappeared", where=self.name)
 
 
+_HOST = re.compile(r"(?:\[([^][/?#@\s]+)\]|([^][:/?#@\s]+))(?::([0-9]{1,5}))?/?")
 LINKS: dict[str, Callable[[str, int], TcpLink | UdpLink]] = {"tcp": TcpLink, "udp": UdpLink}
 
 
@@ -316,11 +318,11 @@ def open_device(address: str) -> Device:
         from erofs_edge.transport.fastboot.usb import open_usb
 
         return Device(open_usb(rest or None))
-    host, found, port = rest.rpartition(":")
-    if not found:
-        host, port = rest, str(PORT)
-    if scheme not in LINKS or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"not a fastboot device: {address!r}", hint="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]")
+    named = _HOST.fullmatch(rest)
+    host, port = (named[1] or named[2], named[3] or str(PORT)) if named else ("", "0")
+    if scheme not in LINKS or not 0 < int(port) < 65536:
+        hint = "usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]; an IPv6 address in brackets, as in tcp:[::1]"
+        raise UsageError(f"not a fastboot device: {address!r}", hint=hint)
     claim = Claim(f"fastboot {scheme}:{host}:{port}", address)
     try:
         link = LINKS[scheme](host, int(port))
