@@ -116,6 +116,9 @@ def test_a_port_that_is_gone_is_one_error(terminal: tuple[int, str]) -> None:
 def test_what_is_no_port_is_told(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cannot open the port"):
         SerialPort(str(tmp_path / "none"), 115200)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a serial port"):
+        SerialPort(str(tmp_path / "file"), 115200)
     with pytest.raises(DeviceError, match="cannot connect"):
         SocketPort(tmp_path / "none")
 

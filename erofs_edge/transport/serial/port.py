@@ -112,6 +112,8 @@ class SerialPort:
         except serial.SerialException as error:
             if "exclusively lock" in str(error) or error.errno == errno.EBUSY:
                 raise taken(path, user_of(Path(path))) from error
+            if error.errno is None and f"({errno.ENOTTY}," in str(error):
+                raise UsageError("not a serial port", where=path, hint=_NEXT[errno.ENOENT]) from error
             said = os.strerror(error.errno) if error.errno else str(error)
             raise DeviceError(f"cannot open the port: {said}", where=path, hint=_NEXT.get(error.errno or 0)) from error
         self._exclusive(termios.TIOCEXCL)
