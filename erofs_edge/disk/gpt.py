@@ -33,12 +33,16 @@ MBR_EFI_PROTECTIVE = 0xEE
 MBR_FAT32_LBA = 0x0C
 
 _SIGNATURE = b"EFI PART"
-_SECTORS_MAX = 1 << 40
-# signature, revision, header size, header CRC, my LBA, other LBA, first and last usable LBA, disk GUID, entries' LBA,
-# count and size of entries, CRC of the entries
-_HEADER = Struct("<8sIII4xQQQQ16sQIII")
+SECTORS_MAX = 1 << 40
+"""of a disk whose size does not matter"""
+HEADER = Struct("<8sIII4xQQQQ16sQIII")
+"""signature, revision, header size, header CRC, my LBA, other LBA, first and last usable LBA, disk GUID, entries' LBA,
+count and size of entries, CRC of the entries"""
 _ENTRY = Struct("<16s16sQQQ72s")
-_MBR_ENTRY = Struct("<B3sB3sII")
+MBR_ENTRY = Struct("<B3sB3sII")
+"""flags, first CHS, type, last CHS, first LBA, sectors"""
+MBR_ENTRIES = range(446, 510, MBR_ENTRY.size)
+"""their offsets in sector 0"""
 
 Read = Callable[[int, int], bytes]
 """read(offset, length) in bytes; shorter at the end of the disk"""
@@ -116,92 +120,16 @@ def decode(read: Read, size: int, sector_size: int) -> Table:
     """
     sectors = size // sector_size
     try:
-        return _decode_at(read, 1, sectors, sector_size)
+        return decode_at(read, 1, sectors, sector_size)
     except FormatError as primary:
         try:
-            return _decode_at(read, sectors - 1, sectors, sector_size)
+            return decode_at(read, sectors - 1, sectors, sector_size)
         except FormatError:
             raise primary from None
 
 
-def sectors_told(read: Read, table: Table) -> int:
-    """Sectors of the disk that the table was made for, according to its first header: fewer than `table.sectors` if an
-    image was written to a larger disk. Never more than that."""
-    raw = read(table.sector_size, _HEADER.size)
-    return min(_HEADER.unpack(raw)[5] + 1, table.sectors) if len(raw) == _HEADER.size else table.sectors
-
-
-def at_end(read: Read, table: Table) -> bool:
-    """Whether the last sector of the disk looks like a table header."""
-    return read((table.sectors - 1) * table.sector_size, len(_SIGNATURE)) == _SIGNATURE
-
-
-def find(read: Read, size: int) -> Table | None:
-    """The table of a disk of `size` bytes, of either sector size; None if neither copy exists. Raises FormatError for a
-    damaged one."""
-    damaged: FormatError | None = None
-    for sector in SECTOR_SIZES:
-        try:
-            return decode(read, size, sector)
-        except FormatError as error:
-            if "no GUID" not in error.message and "too small" not in error.message:
-                damaged = damaged or error
-    if damaged is not None:
-        raise damaged
-    return None
-
-
-def needed(read: Read) -> int | None:
-    """Bytes up to the end of the last partition of a primary table, whatever the size of the disk; None without a
-    valid table."""
-    for sector_size in SECTOR_SIZES:
-        with suppress(FormatError):
-            table = _decode_at(read, 1, _SECTORS_MAX, sector_size)
-            return max((partition.last_lba + 1 for partition in table.partitions), default=0) * sector_size
-    return None
-
-
-def _pack_entry(partition: Partition) -> bytes:
-    name = partition.name.encode("utf-16-le")
-    if len(name) > 2 * NAME_UNITS:
-        raise FormatError(f"partition name {partition.name!r} is longer than {NAME_UNITS} characters")
-    return _ENTRY.pack(
-        partition.type_guid.bytes_le,
-        partition.guid.bytes_le,
-        partition.first_lba,
-        partition.last_lba,
-        partition.attributes,
-        name,
-    )
-
-
-def _pack_header(table: Table, lba: int, other: int, entries_lba: int, entries_crc: int) -> bytes:
-    def packed(crc: int) -> bytes:
-        return _HEADER.pack(
-            _SIGNATURE, 0x10000, _HEADER.size, crc, lba, other, table.first_usable, table.last_usable,
-            table.disk_guid.bytes_le, entries_lba, ENTRIES, ENTRY_SIZE, entries_crc,
-        )  # fmt: skip
-
-    return packed(zlib.crc32(packed(0))).ljust(table.sector_size, b"\0")
-
-
-def _pack_mbr(table: Table) -> bytes:
-    """Protective MBR: one entry for the whole disk. Hybrid: the named partition first, then the space before it."""
-    covered = min(table.sectors - 1, 0xFFFFFFFF)
-    entries = []
-    if table.hybrid is not None:
-        listed = table.partitions[table.hybrid]
-        covered = listed.first_lba - 1
-        length = listed.last_lba - listed.first_lba + 1
-        if listed.first_lba + length > 1 << 32:
-            raise FormatError(f"partition {listed.name!r} lies too far back for an MBR")
-        entries.append(_MBR_ENTRY.pack(0, b"\xfe\xff\xff", MBR_FAT32_LBA, b"\xfe\xff\xff", listed.first_lba, length))
-    entries.append(_MBR_ENTRY.pack(0, b"\x00\x02\x00", MBR_EFI_PROTECTIVE, b"\xff\xff\xff", 1, covered))
-    mbr = bytes(446) + b"".join(entries).ljust(64, b"\0") + b"\x55\xaa"
-    return mbr.ljust(table.sector_size, b"\0")
-
-
-def _decode_at(read: Read, lba: int, sectors: int, sector_size: int) -> Table:
+def decode_at(read: Read, lba: int, sectors: int, sector_size: int) -> Table:
+    """The table whose header is in sector `lba` of a disk of `sectors` sectors. Raises FormatError."""
     at = lba * sector_size
 
     def broken(message: str, offset: int = at) -> FormatError:
@@ -213,9 +141,9 @@ def _decode_at(read: Read, lba: int, sectors: int, sector_size: int) -> Table:
     if len(raw) < sector_size or raw[:8] != _SIGNATURE:
         raise broken("no GUID partition table here")
     (_, revision, size, crc, my_lba, _, first, last, disk_guid, entries_lba, count, entry_size, entries_crc) = (
-        _HEADER.unpack_from(raw)
+        HEADER.unpack_from(raw)
     )
-    if revision >> 16 != 1 or not _HEADER.size <= size <= sector_size:
+    if revision >> 16 != 1 or not HEADER.size <= size <= sector_size:
         raise broken(f"unknown GPT revision {revision:#x} or header size {size}")
     if zlib.crc32(raw[:16] + bytes(4) + raw[20:size]) != crc:
         raise broken("the checksum of the GPT header does not match")
@@ -251,12 +179,89 @@ def _decode_at(read: Read, lba: int, sectors: int, sector_size: int) -> Table:
     return table
 
 
+def sectors_told(read: Read, table: Table) -> int:
+    """Sectors of the disk that the table was made for, according to its first header: fewer than `table.sectors` if an
+    image was written to a larger disk. Never more than that."""
+    raw = read(table.sector_size, HEADER.size)
+    return min(HEADER.unpack(raw)[5] + 1, table.sectors) if len(raw) == HEADER.size else table.sectors
+
+
+def at_end(read: Read, table: Table) -> bool:
+    """Whether the last sector of the disk looks like a table header."""
+    return read((table.sectors - 1) * table.sector_size, len(_SIGNATURE)) == _SIGNATURE
+
+
+def find(read: Read, size: int) -> Table | None:
+    """The table of a disk of `size` bytes, of either sector size; None if neither copy exists. Raises FormatError for a
+    damaged one."""
+    damaged: FormatError | None = None
+    for sector in SECTOR_SIZES:
+        try:
+            return decode(read, size, sector)
+        except FormatError as error:
+            if "no GUID" not in error.message and "too small" not in error.message:
+                damaged = damaged or error
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def needed(read: Read) -> int | None:
+    """Bytes up to the end of the last partition of a primary table, whatever the size of the disk; None without a
+    valid table."""
+    for sector_size in SECTOR_SIZES:
+        with suppress(FormatError):
+            table = decode_at(read, 1, SECTORS_MAX, sector_size)
+            return max((partition.last_lba + 1 for partition in table.partitions), default=0) * sector_size
+    return None
+
+
+def _pack_entry(partition: Partition) -> bytes:
+    name = partition.name.encode("utf-16-le")
+    if len(name) > 2 * NAME_UNITS:
+        raise FormatError(f"partition name {partition.name!r} is longer than {NAME_UNITS} characters")
+    return _ENTRY.pack(
+        partition.type_guid.bytes_le,
+        partition.guid.bytes_le,
+        partition.first_lba,
+        partition.last_lba,
+        partition.attributes,
+        name,
+    )
+
+
+def _pack_header(table: Table, lba: int, other: int, entries_lba: int, entries_crc: int) -> bytes:
+    def packed(crc: int) -> bytes:
+        return HEADER.pack(
+            _SIGNATURE, 0x10000, HEADER.size, crc, lba, other, table.first_usable, table.last_usable,
+            table.disk_guid.bytes_le, entries_lba, ENTRIES, ENTRY_SIZE, entries_crc,
+        )  # fmt: skip
+
+    return packed(zlib.crc32(packed(0))).ljust(table.sector_size, b"\0")
+
+
+def _pack_mbr(table: Table) -> bytes:
+    """Protective MBR: one entry for the whole disk. Hybrid: the named partition first, then the space before it."""
+    covered = min(table.sectors - 1, 0xFFFFFFFF)
+    entries = []
+    if table.hybrid is not None:
+        listed = table.partitions[table.hybrid]
+        covered = listed.first_lba - 1
+        length = listed.last_lba - listed.first_lba + 1
+        if listed.first_lba + length > 1 << 32:
+            raise FormatError(f"partition {listed.name!r} lies too far back for an MBR")
+        entries.append(MBR_ENTRY.pack(0, b"\xfe\xff\xff", MBR_FAT32_LBA, b"\xfe\xff\xff", listed.first_lba, length))
+    entries.append(MBR_ENTRY.pack(0, b"\x00\x02\x00", MBR_EFI_PROTECTIVE, b"\xff\xff\xff", 1, covered))
+    mbr = bytes(446) + b"".join(entries).ljust(64, b"\0") + b"\x55\xaa"
+    return mbr.ljust(table.sector_size, b"\0")
+
+
 def _hybrid(mbr: bytes, partitions: list[Partition]) -> int | None:
     """Index of the partition that the MBR lists besides the protective entry."""
     if mbr[510:512] != b"\x55\xaa":
         return None
-    for at in range(446, 510, _MBR_ENTRY.size):
-        _, _, kind, _, start, _ = _MBR_ENTRY.unpack_from(mbr, at)
+    for at in MBR_ENTRIES:
+        _, _, kind, _, start, _ = MBR_ENTRY.unpack_from(mbr, at)
         if kind not in (0, MBR_EFI_PROTECTIVE):
             return next((i for i, p in enumerate(partitions) if p.first_lba == start), None)
     return None
