@@ -217,13 +217,13 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
     try:
         if verify_only:
             prepared = prepare_check(image, target, wish.slot, step)
-            note_table(prepared, target)
+            note_table(prepared.plan.mend)
             refuse_differences(prepared, target)
             _refuse_cut(identity, image)
             note(f"{identity.path} holds exactly {image}")
         else:
             prepared = prepare(image, target, wish, step)
-            note_table(prepared, target)
+            note_table(prepared.plan.mend)
         show_plan(prepared, identity, estimate(prepared, target), as_json=as_json)
     finally:
         target.close()
@@ -269,7 +269,7 @@ def _write(
         target.claim()
         todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
         signed()
-        note_table(todo[0], target)
+        note_table(todo[-1].plan.mend)
         unfinished = todo[0].state.under_way if todo[0].state is not None else None
         if unfinished is not None:
             note(f"slot {unfinished.slot.lower()} was left half written: blocks that are already right are kept")

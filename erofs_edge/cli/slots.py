@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.flash_show import TABLE_DAMAGED
+from erofs_edge.cli.flash_show import note_table
 from erofs_edge.cli.output import emit_json, json_option, note, table
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def show(target: str, image: Path | None, as_json: bool) -> None:
     accepts.
     """
     with _opened(target, image) as (there, record):
-        if there.first_table_damaged:
-            note(TABLE_DAMAGED)
-        _show(record, as_json=as_json)
+        _show(there, record, as_json=as_json)
 
 
 @slots.command()
@@ -64,8 +62,8 @@ def activate(target: str, slot: str, force: bool, image: Path | None, as_json: b
 
     with _opened(target, image, claimed=True) as (there, record):
         change(there, record, slot, force=force)
-    with _opened(target, image) as (_, record):
-        _show(record, as_json=as_json)
+    with _opened(target, image) as (there, record):
+        _show(there, record, as_json=as_json)
 
 
 @slots.command()
@@ -80,8 +78,8 @@ def mark(target: str, slot: str, standing: str, image: Path | None, as_json: boo
 
     with _opened(target, image, claimed=True) as (there, record):
         change(there, record, slot, standing)  # type: ignore[arg-type]
-    with _opened(target, image) as (_, record):
-        _show(record, as_json=as_json)
+    with _opened(target, image) as (there, record):
+        _show(there, record, as_json=as_json)
 
 
 @contextmanager
@@ -103,14 +101,16 @@ def _opened(address: str, image: Path | None, *, claimed: bool = False) -> Itera
             target.close()
 
 
-def _show(record: Record, *, as_json: bool) -> None:
+def _show(target: Target, record: Record, *, as_json: bool) -> None:
     from erofs_edge.flash.slot_disk import listed
 
-    found = listed(record)
+    found, mend = listed(record), target.table_damage()
+    note_table(mend)
     if as_json:
         going = record.under_way
         under_way = going and {"slot": going.slot.lower(), "image": going.image}
-        emit_json({"slots": found, "damaged": record.damaged, "under_way": under_way})
+        damaged_table = mend and mend.damaged
+        emit_json({"slots": found, "damaged": record.damaged, "under_way": under_way, "damaged_table": damaged_table})
         return
     if record.damaged:
         note("both copies of the slot state are damaged: the board starts from these defaults")

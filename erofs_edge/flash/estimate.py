@@ -30,7 +30,7 @@ class Estimate:
 def estimate(prepared: Prepared, target: Target) -> Estimate:
     """Estimate the cost of a plan, including reading back. Raises PartialWriteError or DeviceError if it fails."""
     todo = prepared.todo
-    sent = sum(found.write_bytes for found in todo.values())
+    sent = prepared.plan.mended_bytes + sum(found.write_bytes for found in todo.values())
     written = sent + sum(found.zero_bytes + found.copy_bytes for found in todo.values())
     proved = sum(region.data_bytes for region, found in todo.items() if not found.right)
     read_back = int(proved * HASH_OVERHEAD) if Ability.HASH in target.abilities else proved

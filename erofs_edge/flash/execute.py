@@ -2,7 +2,8 @@
 """Carry out a plan on a target: compare, write what differs, read back, and only then make it bootable.
 
 The last thing written is the partition table of a whole disk; it is the slot state if one slot is updated, and if the
-target makes the table itself, which it then does first. Holes in a region are written as zeros, because a hash tree
+target makes the table itself, which it then does first. If a copy of a table that the target keeps is damaged, it is
+mended after that: nothing written before needs it. Holes in a region are written as zeros, because a hash tree
 covers them as zeros. The proof is a reading of the medium, or a digest that the target makes of it, compared with what
 was read from the image.
 """
@@ -19,14 +20,15 @@ from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
-from erofs_edge.flash.readback import Expected, check
+from erofs_edge.flash.readback import Expected, check, unlike
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, everything
-from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.threads import Threads, ahead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from erofs_edge.disk.gpt_copies import Mend
     from erofs_edge.flash.delta import Frame, Reference
     from erofs_edge.flash.pace import Pace
 
@@ -83,8 +85,9 @@ def flash(
                 for region in stage if verify else ():
                     job.verify(region, results[region])
         job.confirm(plan)
+        mended = [job.mend(plan.mend, verify=verify)] if plan.mend is not None and plan.mend.writes else []
     target.finish()
-    return list(results.values())
+    return [*results.values(), *mended]
 
 
 def _state(plan: Plan, image: Image) -> tuple[Region, ...]:
@@ -125,11 +128,13 @@ class _Job:
                 for region in state:
                     slot_state.begin_whole(self.target, region.start, region.size)
         elif plan.table:
-            head = plan.table[-1]
+            head, end = plan.table[-1], self.target.identity.size
             with self.step("Erasing old table"), Guarded(self.target, head.name) as at:
-                at.offset = head.start
-                self.target.zero(head.start, head.size)
-                self.target.flush()
+                for start, size in ((head.start, head.size), (end - BLOCK, BLOCK)):
+                    at.offset = start
+                    if start == head.start or self.target.read(start, size) != NOWHERE[:size]:
+                        self.target.zero(start, size)
+                        self.target.flush()
 
     def confirm(self, plan: Plan) -> None:
         """Everything is proved: make this slot the next to start."""
@@ -140,6 +145,29 @@ class _Job:
         if due:
             with self.step(f"Opening slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.end(self.target, plan.update)
+
+    def mend(self, mend: Mend, *, verify: bool) -> RegionResult:
+        """Write what makes the damaged copy of the table whole, one piece after the other."""
+        name, result = mend.region, RegionResult(mend.region, mend.start, mend.size)
+        started = time.monotonic()
+        with (
+            self.step(f"Writing '{name}' ({-(-mend.size >> 10)} KB)") as progress,
+            Guarded(self.target, name) as at,
+        ):
+            for offset, data in mend.writes:
+                at.offset = offset
+                self._write_all(offset, data, at)
+                self.target.flush_part(offset, len(data))
+                result.written += len(data)
+                progress(result.written, mend.size)
+        result.write_seconds = time.monotonic() - started
+        if verify:
+            started = time.monotonic()
+            with self.step(f"Verifying '{name}'"), Guarded(self.target, name, "reading back"):
+                if wrong := [at for at, data in mend.writes if not self.target.holds(at, bytearray(data))]:
+                    raise unlike(name, wrong, self.target)
+            result.verified, result.verify_seconds = mend.size, time.monotonic() - started
+        return result
 
     def write(
         self, region: Region, result: RegionResult, found: Findings | None, reference: Reference | None, *, last: bool

@@ -90,7 +90,7 @@ class FastbootTarget(PlainTarget):
         except DeviceRefusedError:
             return None  # it holds less than the sample
 
-    def partitions(self) -> dict[str, tuple[int, int]]:
+    def partitions(self, made_for: int = 0) -> dict[str, tuple[int, int]]:
         """The image's partitions that the device has, with the device's sizes; where they lie is up to the device."""
         found = {}
         for name, (start, _) in self._places.items():

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.disk import gpt
 from erofs_edge.errors import CapacityError, FormatError
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.slot_state import SlotUpdate
 from erofs_edge.flash.target import Identity
+
+if TYPE_CHECKING:
+    from erofs_edge.disk.gpt_copies import Mend
 
 STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an old table may be
 
@@ -52,13 +55,15 @@ class Region(NamedTuple):
 
 class Plan(NamedTuple):
     """`contents` are written and proved first, then `table` (empty if the image has no partition table).
-    With an `update`, the target keeps its table and one of its slots is written."""
+    With an `update`, the target keeps its table and one of its slots is written. `mend`: a copy of that table is
+    damaged, and this is what mends it."""
 
     image: Path
     size: int
     contents: tuple[Region, ...]
     table: tuple[Region, ...]
     update: SlotUpdate | None = None
+    mend: Mend | None = None
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -67,6 +72,11 @@ class Plan(NamedTuple):
     @property
     def data_bytes(self) -> int:
         return sum(region.data_bytes for region in self.regions)
+
+    @property
+    def mended_bytes(self) -> int:
+        """Bytes to write so that both copies of the target's table are whole."""
+        return 0 if self.mend is None else self.mend.size
 
 
 def plan_flash(image: Path, target: Identity) -> Plan:

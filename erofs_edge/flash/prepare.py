@@ -22,8 +22,10 @@ from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from erofs_edge.disk.gpt_copies import Mend
     from erofs_edge.flash.delta import Reference
 
+SECTOR = 512  # bytes of the MBR
 REPAIRABLE = 0.5  # if more than this share of a slot's data is wrong, it does not count as a damaged copy of the image
 
 
@@ -61,7 +63,8 @@ class Prepared(NamedTuple):
 
     @property
     def nothing_to_do(self) -> bool:
-        return self.plan.update is None and self.found is not None and all(f.right for f in self.found.values())
+        right = self.found is not None and all(found.right for found in self.found.values())
+        return right and self.plan.update is None and not self.plan.mended_bytes
 
 
 def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
@@ -88,16 +91,16 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
             compared = not wish.full and Ability.TABLE not in target.abilities
             compared = compared and (wish.resume or (not wish.whole and resembles(plan.regions, source, target)))
             return Prepared(plan, compare(plan.regions, source, target, step) if compared else None)
-        can_read = Ability.READ in target.abilities
+        can_read, mend = Ability.READ in target.abilities, _damage(source, target)
         if wish.slot is None and not wish.full and can_read:
             running = slots.active(record.state).lower()
-            plan = plan_slot(source, layout, running)
+            plan = plan_slot(source, layout, running)._replace(mend=mend)
             with step(f"Comparing slot {running}"):
                 right = hold(plan.contents, source, target)
             if right:
                 return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
         try:
-            plan = plan_update(source, layout, record, wish.slot, target.abilities)
+            plan = plan_update(source, layout, record, wish.slot, target.abilities)._replace(mend=mend)
         except DeviceRefusedError as error:
             error.where = target.identity.path  # what the user named, not the partition that holds the state
             raise
@@ -126,7 +129,7 @@ def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> 
             name = (slot or slots.active(record.state)).lower()
             if name not in layout.slots:
                 raise UsageError(f"no slot {name!r}", hint=f"slots: {', '.join(layout.slots)}")
-            plan = plan_slot(source, layout, name)
+            plan = plan_slot(source, layout, name)._replace(mend=_damage(source, target))
         return Prepared(plan, compare(plan.regions, source, target, step), record)
 
 
@@ -143,6 +146,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
             if layout is not None:
                 refuse_misfit(layout, target)
             return [_repair_of_disk(_readable(image, target), source, target, step)]
+        mend = _damage(source, target)
         wanted = layout.slots if slot is None else (slot.lower(),)
         found = [_repair_of(source, layout, record, name, target, step) for name in wanted if name in layout.slots]
     copies = [prepared for prepared in found if prepared is not None]
@@ -152,6 +156,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
             where=target.identity.path,
             hint="flash it without --repair",
         )
+    copies[-1] = copies[-1]._replace(plan=copies[-1].plan._replace(mend=mend))
     return copies
 
 
@@ -167,6 +172,11 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
         where=target.identity.path,
         hint="run the same command without --verify-only to write them",
     )
+
+
+def _damage(image: Image, target: Target) -> Mend | None:
+    """What is wrong with the table that the target keeps."""
+    return target.table_damage(image.read(0, min(image.size, SECTOR)))
 
 
 def _known(wish: Wish, layout: Layout, plan: Plan, target: Target, step: Step) -> dict[Region, Reference]:

@@ -64,12 +64,17 @@ def check(region: Region, image: Image, target: Target, expected: Expected, pool
     else:
         bad = _read(region, image, target, expected, pool, told)
     if bad:
-        shown = ", ".join(f"{offset:#x}" for offset in bad[:5]) + (", …" if len(bad) > 5 else "")
-        raise VerificationError(
-            f"'{region.name}' reads back differently in {len(bad)} block(s) of {BLOCK} bytes, at byte {shown}",
-            where=target.identity.path,
-            hint="the medium loses data (it is worn out, or smaller than it claims): use another one",
-        )
+        raise unlike(region.name, bad, target)
+
+
+def unlike(name: str, bad: list[int], target: Target) -> VerificationError:
+    """The error for a region in which the blocks at these offsets are not what was written."""
+    shown = ", ".join(f"{offset:#x}" for offset in bad[:5]) + (", …" if len(bad) > 5 else "")
+    return VerificationError(
+        f"'{name}' reads back differently in {len(bad)} block(s) of {BLOCK} bytes, at byte {shown}",
+        where=target.identity.path,
+        hint="the medium loses data (it is worn out, or smaller than it claims): use another one",
+    )
 
 
 def _read(region: Region, image: Image, target: Target, expected: Expected, pool: Threads, told: Told) -> list[int]:

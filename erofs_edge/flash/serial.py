@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,9 @@ class SerialTarget(PlainTarget):
         with _as_os_error():
             raw = self._run(self._disk.read(first, max(0, last - first)))
         return raw[offset - first : offset - first + length]
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        return self.digests([(offset, len(want))]) == [zlib.crc32(want).to_bytes(4, "big")]
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         piece = bytes(data[: min(uboot.window_size(self._console.baud), self._disk.room)])

@@ -14,9 +14,13 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from erofs_edge.flash.image import read_table
+
+if TYPE_CHECKING:
+    from erofs_edge.disk.gpt import Table
+    from erofs_edge.disk.gpt_copies import Mend
 
 BLOCK = 4096  # bytes: the unit that is written or left alone
 LOOKING = "--plan, --verify-only and `slots show` work without writing"
@@ -192,13 +196,15 @@ class Target(Protocol):
         """REBOOT: leave and start what the target holds now. Only `close` may be called afterwards."""
         ...
 
-    def partitions(self) -> dict[str, tuple[int, int]]:
-        """Name → (start, end) in bytes, as the target has them now; empty without a valid table."""
+    def partitions(self, made_for: int = 0) -> dict[str, tuple[int, int]]:
+        """Name → (start, end) in bytes, as the target has them now; empty without a valid table. `made_for`: bytes of
+        an image that was perhaps written to a larger disk: if the first copy is damaged, the second one may be at the
+        end of that many bytes. A first copy that is all zeros is not damaged but erased."""
         ...
 
-    @property
-    def first_table_damaged(self) -> bool:
-        """Whether the last call of `partitions` had to read the backup of the table, at the end of the disk."""
+    def table_damage(self, mbr: bytes = b"") -> Mend | None:
+        """What is wrong with the copies of the table that the last call of `partitions` read, and how to mend it; None
+        if nothing is, and if the target does not reveal them. `mbr`: sector 0 of an image with the same partitions."""
         ...
 
     def make_table(self, raw: bytes) -> None:
@@ -226,7 +232,7 @@ class Target(Protocol):
 class PlainTarget:
     """Default answers of a target that can read and has no other ability."""
 
-    _backup_used = False
+    _table: Table | None = None
 
     @property
     def identity(self) -> Identity:
@@ -301,15 +307,33 @@ class PlainTarget:
     def reboot(self) -> None:
         raise _unable("restart")
 
-    def partitions(self) -> dict[str, tuple[int, int]]:
-        size = self.identity.size
-        table = read_table(self.read, size) if size and Ability.READ in self.abilities else None
-        self._backup_used = table is not None and table.backup_used
-        return {} if table is None else table.places()
+    def partitions(self, made_for: int = 0) -> dict[str, tuple[int, int]]:
+        size, self._seen = self.identity.size, dict[tuple[int, int], bytes]()
+        self._table = read_table(self._read_once, size) if size and Ability.READ in self.abilities else None
+        if self._table is None and 0 < made_for < size and Ability.READ in self.abilities:
+            table = read_table(self._read_once, made_for)
+            if table is not None:
+                first = self._read_once(table.sector_size, (table.first_usable - 1) * table.sector_size)
+                self._table = table if any(first) else None
+        return {} if self._table is None else self._table.places()
 
-    @property
-    def first_table_damaged(self) -> bool:
-        return self._backup_used
+    def table_damage(self, mbr: bytes = b"") -> Mend | None:
+        if self._table is None:
+            return None
+        from erofs_edge.disk.gpt_copies import Mend, find_damage  # only disks with slots keep their table
+
+        try:
+            return find_damage(self._table, self._read_once, lambda at, data: self.holds(at, bytearray(data)), mbr)
+        except OSError:
+            if self.identity.kind not in ("file", "block"):
+                raise  # a connection may be unusable after an error
+            return Mend("second")  # what a medium cannot read, it may be unable to write, too
+
+    def _read_once(self, offset: int, length: int) -> bytes:
+        """As `read`, but a piece of the table is read only once: that takes seconds over a console."""
+        if (offset, length) not in self._seen:
+            self._seen[offset, length] = self.read(offset, length)
+        return self._seen[offset, length]
 
     def make_table(self, raw: bytes) -> None:
         raise _unable("make a table")

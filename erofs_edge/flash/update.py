@@ -36,6 +36,7 @@ class Layout(NamedTuple):
     bases: tuple[str, ...]
     misc: str
     places: dict[str, Place]
+    size: int
 
 
 def read_layout(image: Image) -> Layout | None:
@@ -56,7 +57,7 @@ def read_layout(image: Image) -> Layout | None:
         if partition.name.endswith(f"_{names[0]}")
         and all(f"{partition.name.removesuffix(f'_{names[0]}')}_{slot}" in places for slot in names)
     )
-    return Layout(names, slots.active(state).lower(), bases, misc, places) if bases else None
+    return Layout(names, slots.active(state).lower(), bases, misc, places, image.size) if bases else None
 
 
 def _starts_slots(partition: gpt.Partition, table: gpt.Table, image: Image) -> bool:
@@ -91,7 +92,7 @@ def read_record(layout: Layout, target: Target) -> Record | None:
 
     If the target cannot be read, the state is unknown and counts as damaged.
     """
-    there = target.partitions()
+    there = target.partitions(layout.size)
     needed = _needed(layout)
     if any(there.get(name) != layout.places[name] for name in needed):
         return None
@@ -107,7 +108,7 @@ def read_record(layout: Layout, target: Target) -> Record | None:
 def refuse_misfit(layout: Layout, target: Target) -> None:
     """Raises DeviceRefusedError if a target has all of the image's slots but too small or in other places: treating it
     as blank would destroy its system and data."""
-    there = target.partitions()
+    there = target.partitions(layout.size)
     needed = _needed(layout)
     if any(name not in there for name in needed):
         return
