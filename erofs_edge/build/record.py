@@ -64,7 +64,7 @@ def read_release(out: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(), object_hook=partial(_object, str(path)))
     except FileNotFoundError:
         raise ErofsEdgeError(
-            "nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT"
+            "nothing has been built here", where=str(out), hint=f"erofs-edge build BOARD -o {out}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error

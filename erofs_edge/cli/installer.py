@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from erofs_edge.cli.built import built
+from erofs_edge.cli.built import built, check_built
 from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
 
 
@@ -43,6 +43,8 @@ def installer(board: Path, out: Path | None, path: Path | None, disk: str, overw
     if not re.fullmatch(r"[a-z0-9]*", disk):
         raise UsageError(f"--disk {disk}: not a kernel name of a disk", hint="for example --disk nvme0n1")
     loaded, folder = built(board, out)
+    if loaded.value.boot.uefi is not None:  # otherwise a build would not help
+        check_built(board, out, folder)
     with step("installer medium"):
         made = make_medium(
             loaded.value, board_lock(loaded.path, folder), folder, path or folder / "installer.img",

@@ -79,5 +79,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ErofsEdgeError(
-            f"the build has no such file: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+            f"the build has no such file: {error.strerror}",
+            where=str(path),
+            hint=f"erofs-edge build BOARD -o {path.parent}",
         ) from error

@@ -255,7 +255,7 @@ def _fit_values(out: Path) -> dict[str, str]:
         raise
     except OSError as error:
         raise ErofsEdgeError(
-            f"no boot image here: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+            f"no boot image here: {error.strerror}", where=str(path), hint=f"erofs-edge build BOARD -o {out}"
         ) from error
 
 

@@ -87,7 +87,7 @@ def make_medium(
         )
     image = out / "disk.img"
     if not image.is_file():
-        raise ErofsEdgeError("no disk.img here", where=str(out), hint="erofs-edge build BOARD -o OUT")
+        raise ErofsEdgeError("no disk.img here", where=str(out), hint=f"erofs-edge build BOARD -o {out}")
     disk_size = image.stat().st_size
     with _folder_beside(path) as folder:
         payload, esp = folder / "payload", folder / "esp"

@@ -58,7 +58,7 @@ def load_built(out: Path) -> Built:
     loader = CODE if (out / CODE).exists() else "u-boot.bin"
     for name in ("disk.img", loader):
         if not (out / name).is_file():
-            raise ErofsEdgeError(f"{name} is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
+            raise ErofsEdgeError(f"{name} is not there", where=str(out), hint=f"erofs-edge build BOARD -o {out}")
     key = read_public_key(out / "sign.pub.pem", key_name)
     return Built(out / "disk.img", out / loader, key, root_hash, smoke)
 

@@ -133,7 +133,7 @@ def collect(out: Path, boot: Path | None = None) -> Facts:
         raise VerificationError(f"release.json or {CONTENTS} is damaged: {error}", where=str(out)) from error
     path = out / SYSTEM
     if not path.exists():
-        raise ErofsEdgeError("no system image here", where=str(path), hint="erofs-edge build BOARD -o OUT")
+        raise ErofsEdgeError("no system image here", where=str(path), hint=f"erofs-edge build BOARD -o {out}")
     with Image(path) as image:
         drawn = map_image(image)
         files = list(_files(image, drawn, origins, path))

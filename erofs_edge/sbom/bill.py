@@ -98,7 +98,7 @@ def _serial(root_hash: str) -> uuid.UUID:
 
 def _files(path: Path, origins: dict[str, str], jobs: int | None) -> list[File]:
     if not path.exists():
-        raise ErofsEdgeError("no system image here", where=str(path), hint="erofs-edge build BOARD -o OUT")
+        raise ErofsEdgeError("no system image here", where=str(path), hint=f"erofs-edge build BOARD -o {path.parent}")
     with Image(path) as image:
         entries = [(os.fsdecode(b"/" + name), inode) for name, inode in image.walk()]
         missing = [name for name, _ in entries if name not in origins]
