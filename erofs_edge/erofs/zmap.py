@@ -16,6 +16,7 @@ from erofs_edge.erofs.lclusters import SMALL_PACK, Entry, entries, unvaried, wro
 from erofs_edge.erofs.mapheader import ZMap
 from erofs_edge.erofs.superblock import SuperInfo
 from erofs_edge.erofs.zextents import encoded_extents
+from erofs_edge.errors import ErofsFormatError
 
 _HEADS = (ondisk.LCLUSTER_PLAIN, ondisk.LCLUSTER_HEAD1, ondisk.LCLUSTER_HEAD2)
 _SHORT = 512  # bytes of an index; bounds what is kept in memory, too
@@ -37,14 +38,12 @@ def compressed_extents(
     if zmap.record:
         yield from encoded_extents(backing, info, zmap, offset)
         return
-    if zmap.index_size <= _SHORT and not strict and not offset and zmap.is_compact:
-        run = _sole_run(backing, zmap)
+    if zmap.index_size <= _SHORT and not offset and zmap.is_compact:
+        run = _sole_run(backing, zmap, strict)
         if run is not None:
             yield _extent(backing, info, zmap, run)
             return
-    first = _head_of(backing, zmap, offset) if offset else 0
-    found = entries(backing, zmap, first)
-    for run in _runs(zmap, _announced(zmap, found) if strict else found, first):
+    for run in _decoded(backing, zmap, offset, strict):
         if run.start >= inode.size:  # the terminator
             break
         yield _extent(backing, info, zmap, run)
@@ -60,7 +59,14 @@ class _Run(NamedTuple):
     end: int
 
 
-def _sole_run(backing: Backing, zmap: ZMap) -> _Run | None:
+def _decoded(backing: Backing, zmap: ZMap, offset: int, strict: bool) -> Iterator[_Run]:
+    """Yield the runs from the one with byte `offset` on."""
+    first = _head_of(backing, zmap, offset) if offset else 0
+    found = entries(backing, zmap, first)
+    return _runs(zmap, _announced(zmap, found) if strict else found, first)
+
+
+def _sole_run(backing: Backing, zmap: ZMap, strict: bool) -> _Run | None:
     """Return the run of a compact index that describes only one, as most indexes of small files do. None if the index
     has to be decoded. Such indexes differ only in a few numbers from those of other files with as many lclusters, so
     all else in them is compared, as one number, with an index that was decoded before."""
@@ -80,13 +86,21 @@ def _sole_run(backing: Backing, zmap: ZMap) -> _Run | None:
     blocks = second - (ondisk.LCLUSTER_NONHEAD << bits | ondisk.D0_CBLKCNT) if count > 2 else 1
     if not 0 <= blocks < ondisk.D0_CBLKCNT or not (is_big or count == 2):
         return None
-    form = zmap.four_byte, zmap.two_byte, count, bits, is_big
+    form = zmap.four_byte, zmap.two_byte, count, bits, is_big, strict
     rest = int.from_bytes(data, "little") & unvaried(*form[:3])
     if _sole_rests.get(form) != rest:
-        if [run.start < zmap.inode.size for run in _runs(zmap, entries(backing, zmap, 0), 0)] != [True, False]:
+        if not _has_sole_run(backing, zmap, strict):
             return None
         _sole_rests[form] = rest
     return _Run(0, Entry(kind, 0, base + (0 if is_big else 1), False, -1), blocks, 0, zmap.inode.size)
+
+
+def _has_sole_run(backing: Backing, zmap: ZMap, strict: bool) -> bool:
+    """Whether an index, decoded, describes one run and has the terminator."""
+    try:
+        return [run.start < zmap.inode.size for run in _decoded(backing, zmap, 0, strict)] == [True, False]
+    except ErofsFormatError:  # found again by whoever decodes it for use, after the extents before it
+        return False
 
 
 def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
