@@ -22,7 +22,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.output_limit import output_limit_of
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError
-from erofs_edge.forks import in_processes, may_fork
+from erofs_edge.forks import TASK_MAX, in_processes, may_fork
 from erofs_edge.names import fsdecode
 from erofs_edge.writing import NO_SPACE, folder_beside
 
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 _BATCH_FILES = 16
-_REPORTED_TASKS = 64  # of a process; each report costs a message
+_REPORTED_TASKS = 16  # of a process; each report costs a message
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
-_PATH_MAX = 2 << 10  # bytes; with it, the batches of a task are never too large for a message to a process
+_TASK_FILES, _TASKS_LEFT = 64, 32
+# bytes; with these, the batches of a task are never too large for a message to a process
+_PATH_MAX, _TASK_BYTES, _ENTRY_BYTES = 2 << 10, TASK_MAX // 2, 32
 _NO_SUCH_NAMES = "this system has no such names"
 _ALL_OF_OWNER = stat.S_IRWXU
 
@@ -138,18 +140,23 @@ class _Extraction:
         return self._on_threads(batches)
 
     def _tasks(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-        """Yield batches together that are worth a message to a process; write those that do not fit one."""
+        """Yield batches together that are worth a message to a process, fewer towards the end, so that all processes
+        have work until then; write those that do not fit a message."""
         task: list[Batch] = []
-        files = 0
+        files = size = 0
+        left = self.image.superblock.raw.inos
         for batch in batches:
-            if len(batch.directory) > _PATH_MAX:
+            directory, entries, _ = batch
+            if len(directory) > _PATH_MAX:
                 self.writer.write(batch, self.report)
                 continue
+            size += len(directory) + sum(len(name) + _ENTRY_BYTES for name, _, _ in entries)
+            files += len(entries) or 1
             task.append(batch)
-            files += len(batch.entries) or 1
-            if files >= _BATCH_FILES:
+            if size >= _TASK_BYTES or files >= min(_TASK_FILES, max(_BATCH_FILES, left // _TASKS_LEFT)):
                 yield task
-                task, files = [], 0
+                left -= files
+                task, files, size = [], 0, 0
         yield task
 
     def _on_threads(self, batches: Iterable[Batch]) -> Iterator[ExtractReport]:
