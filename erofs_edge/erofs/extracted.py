@@ -28,7 +28,7 @@ from erofs_edge.names import fsdecode, fsencode
 
 _SKIPPED_MAX = 1000
 _NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD on Windows
-_PERMISSIONS, _OWN = 0o777, 0o700
+_PERMISSIONS, _SPECIAL = 0o777, 0o7000  # of a file; the latter are set-ID and sticky
 _REFUSED = (AttributeError, NotImplementedError, OSError, OverflowError)
 
 
@@ -137,7 +137,7 @@ class Writer:
         self._metadata(folder.prefix if folder.fd is None else folder.fd, path, inode, report)
 
     def _write_file(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        is_settled = self._has_owner(inode) and not inode.mode & ~_PERMISSIONS & 0o7777
+        is_settled = not inode.mode & _SPECIAL and self._has_owner(inode)
         mode = inode.mode & _PERMISSIONS if is_settled else 0o600
         fd = os.open(folder.prefix + name, folders.CREATE, mode, dir_fd=folder.fd)
         try:
