@@ -35,8 +35,8 @@ class Mend(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Offset of the first byte to write."""
-        return min((offset for offset, _ in self.writes), default=0)
+        """Offset of the first byte to write, apart from sector 0 if more than that is damaged."""
+        return min((offset for offset, _ in self.writes if offset), default=0)
 
     @property
     def size(self) -> int:

@@ -233,6 +233,13 @@ def test_sector_0(sector: int, hybrid: int | None) -> None:
     mend = damage_of(raw, sector, mbr)
     assert mend is not None and mend.damaged == "mbr"
     assert mended(raw, mend) == good
+    assert (mend.start, mend.size) == (0, sector)
+    last = len(raw) - 1
+    raw[last - sector + 1] ^= 1
+    both = damage_of(raw, sector, mbr)
+    assert both is not None and (both.damaged, both.start, both.size) == ("second", len(raw) - sector, 2 * sector)
+    assert mended(raw, both) == good
+    raw[last - sector + 1] ^= 1
     raw[sector] ^= 1
     assert [offset for offset, _ in mended_order(raw, sector, mbr)] == [sector, 0]
     # code of a boot loader is none of our business
