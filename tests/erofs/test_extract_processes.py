@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
+import pickle
+import random
 import signal
 import stat
 import subprocess
@@ -20,6 +23,7 @@ from erofs_edge.erofs import extract as extraction
 from erofs_edge.erofs import extracted
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.extract import extract
+from erofs_edge.erofs.extracted import Batch
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
 from erofs_edge.forks import TASK_MAX, in_processes
@@ -207,3 +211,26 @@ def test_a_failure_to_make_tasks_ends_all(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         list(in_processes(tasks(), 2, lambda _number, tasks: tasks))
+
+
+def test_tasks_fit_messages_and_are_worth_them(path: Path) -> None:
+    """Whatever the lengths of names and paths; towards the end of the image there are fewer files in each."""
+    choice = random.Random(1).choice
+    batches = [
+        Batch(
+            b"p" * choice([1, 100, extraction._PATH_MAX]),
+            [(b"%03d" % at + b"n" * choice([0, 252]), (1 << 63) + at, 7) for at in range(choice([0, 1, 16]))],
+            (1 << 63) + number,
+        )
+        for number in range(2000)
+    ]
+    with Image(path) as image:
+        least = []
+        for _ in range(2):
+            tasks = list(extraction._Extraction(image, b"", True, None, 2)._tasks(iter(batches)))
+            assert [batch for task in tasks for batch in task] == batches
+            assert max(len(pickle.dumps(task)) for task in tasks) <= TASK_MAX
+            least.append(min(sum(len(batch.entries) or 1 for batch in task) for task in tasks[:-2]))
+            raw = image.superblock.raw._replace(inos=1 << 40)
+            image.superblock = dataclasses.replace(image.superblock, raw=raw)
+        assert least[0] == 16 < least[1]
