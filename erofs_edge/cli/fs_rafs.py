@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, size_text, table
+from erofs_edge.errors import UsageError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -46,17 +48,24 @@ def rafs(
     the same bytes.
     """
     from erofs_edge.cli.fs_build import parse_size, parse_times
+    from erofs_edge.cli.fs_build_tree import without_outputs
     from erofs_edge.rafs.write import RafsOptions, write_rafs
     from erofs_edge.sources.directory import scan
 
+    if blob_dir.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"blobs inside {source} would become part of its next image", where=str(blob_dir), hint="use another folder"
+        )
     times = parse_times(epoch, mkfs_time=False, ignore_mtime=False)
     with Progress(f"write {output.name}") as progress:
         options = RafsOptions(
             chunk_size=parse_size("--chunksize", chunksize), bases=bases, all_root=all_root, progress=progress, **times
         )
-        info = write_rafs(scan(source), output, blob_dir, options)
+        tree = scan(source)
+        warnings = without_outputs(tree, str(source), str(output), None)
+        info = write_rafs(tree, output, blob_dir, options)
     if as_json:
-        emit_json(info)
+        emit_json(asdict(info) | {"warnings": warnings})
         return
     rows = [
         ("bootstrap", f"{info.path}, {size_text(info.size)}"),
@@ -86,7 +95,6 @@ def blobs(*, image: Path, out: Path | None, blob_dir: Path | None, as_json: bool
     Blobs made by Nydus's own builder are compressed, and no kernel can read them. --decode writes a file of the same
     name for each, with which kernels can mount the image and all commands here can read it (--device).
     """
-    from erofs_edge.errors import UsageError
     from erofs_edge.rafs import ondisk
     from erofs_edge.rafs.check import is_device
     from erofs_edge.rafs.decode import decode_blobs
