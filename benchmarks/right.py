@@ -47,7 +47,7 @@ class Taken(NamedTuple):
 
 
 def large(folder: Path) -> tuple[Path, Path]:
-    """Build the stock board with a system as large as those of the other benchmarks; return its file and the folder of the build."""
+    """Build the stock board with a system as large as in other benchmarks; return its file and the build's folder."""
     noise, board, out = folder / "noise", folder / "board.yaml", folder / "out"
     noise.mkdir(parents=True)
     with (noise / "noise").open("wb") as file:
