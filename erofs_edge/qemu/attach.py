@@ -23,6 +23,7 @@ from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, size_bytes
 from erofs_edge.provision.credentials import board_credentials, make_credentials, write_credentials
 from erofs_edge.provision.initramfs import build_provisioning
+from erofs_edge.provision.kept import kept_provisioning
 from erofs_edge.qemu.console import clean
 from erofs_edge.qemu.flashing import (
     LISTENS,
@@ -154,8 +155,11 @@ def _provisioning(
     """The kernel and the provisioning initramfs, loaded as in a network boot. `secrets`: certificates for both sides,
     if TLS is wanted."""
     qemu = qemu_of(board.value)
-    credentials = board_credentials(secrets) if secrets else None
-    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials, packed=False)
+    lock, cache = load_lock(lock_path(board.path)), Cache()
+    if secrets is None:
+        parts = kept_provisioning(board.value, lock, cache)
+    else:
+        parts = build_provisioning(board.value, lock, cache, board_credentials(secrets), packed=False)
     (folder / "kernel").write_bytes(parts.kernel)
     (folder / "initramfs").write_bytes(parts.initramfs)
     port, log = _two_ports(), folder / LOG

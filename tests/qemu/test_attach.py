@@ -24,7 +24,7 @@ from erofs_edge.qemu import attach
 def loaded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded[Board]:
     """A small board whose provisioning system needs no packages."""
     parts = Provisioning("0", b"kernel", b"initramfs", None, 0)
-    monkeypatch.setattr(attach, "build_provisioning", lambda *_, **__: parts)
+    monkeypatch.setattr(attach, "kept_provisioning", lambda *_, **__: parts)
     stock = load_board(repository / "boards/qemu-aarch64.yaml")
     return replace(stock, value=BOARD)
 
