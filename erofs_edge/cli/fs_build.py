@@ -13,7 +13,7 @@ import click
 from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
 from erofs_edge.cli.fs_build_compression import SUFFIXES, parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
-from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options, without_outputs
+from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options, without_effect, without_outputs
 from erofs_edge.cli.options import FilePath
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
@@ -180,7 +180,7 @@ def build(
     automatic = given["compression"] == "auto"
     if time_budget is not None and not automatic:
         raise UsageError("--time-budget needs -z auto")
-    layers, options = take_layers(given), _options(**given)
+    layers, options, own = take_layers(given), _options(**given), without_effect(given, tree)
     cache = None if no_cache or options.compression == "none" else _cache()
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
@@ -190,7 +190,7 @@ def build(
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             offer = ahead.offer if ahead else None
             content, idle = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
-            own = without_outputs(content, source, output, given["blobdev"]) if source and not layers else []
+            own += without_outputs(content, source, output, given["blobdev"]) if source and not layers else []
             options = options.replaced(ahead=ahead, scanned=source is not None)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 

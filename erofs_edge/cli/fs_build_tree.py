@@ -55,6 +55,24 @@ tree_options = together(*_OPTIONS)
 """the decorator; its options are the keyword arguments of `changed`"""
 
 
+def without_effect(given: dict[str, Any], tree: dict[str, Any]) -> list[str]:
+    """Print warnings about options that change nothing beside the others, and return them. `tree` holds the options of
+    this module.
+
+    Raises UsageError for owners that contradict each other.
+    """
+    if given["all_root"] and (tree["force_uid"] or tree["force_gid"]):
+        raise UsageError("--all-root contradicts --force-uid and --force-gid", hint="leave one of them out")
+    found = []
+    if given["pcluster"] is not None and given["compression"] == "none":
+        found.append("-C has no effect without -z: nothing is compressed")
+    if tree["mount_point"] != "/" and tree["file_contexts"] is None and tree["fs_config_file"] is None:
+        found.append("--mount-point has no effect without --file-contexts or --fs-config-file")
+    for text in found:
+        note(f"warning: {text}")
+    return found
+
+
 def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) -> list[str]:
     """Leave out files that the build will replace, such as an older image in the source folder. Prints warnings and
     returns them.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,8 @@ def choose(
     auto_baseline.py), and the budget does not count. Raises UsageError if the budget is not positive, if nothing suits
     the kernel, or if the baseline does not reveal how it was compressed.
     """
-    if not budget > 0:
-        raise UsageError(f"the time budget must be more than 0 seconds, not {budget:g}")
+    if not 0 < budget < math.inf:
+        raise UsageError(f"the time budget must be a number of seconds above 0, not {budget:g}")
     give_back_large_memory()
     if options.baseline is not None:
         return _as_baseline(tree, options if pcluster is None else options.replaced(pcluster=pcluster), budget)

@@ -46,7 +46,9 @@ def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] 
             patterns[regex] = compile_regex(regex)
         except ValueError as error:
             raise UsageError(f"--exclude-regex {regex}: {error}") from error
-    idle = [f"--exclude-path {fsdecode(given)}" for path, given in exact.items() if tree.get(path) is None]
+    idle = [
+        f"--exclude-path {fsdecode(given)}" for path, given in exact.items() if path == b"/" or tree.get(path) is None
+    ]
     idle += [f"--exclude-regex {regex}" for regex in _idle(tree, patterns)]
     tree.prune(lambda path, _: path in exact or any(pattern.search(path[1:]) for pattern in patterns.values()))
     return idle

@@ -244,3 +244,23 @@ def test_options_that_contradict_each_other_are_both_named(tmp_path: Path) -> No
         options = f"{first},nosbcrc,{last}"
         result = CliRunner().invoke(cli, ["fs", "build", str(tmp_path), "-o", str(tmp_path / "i"), "-E", options])
         assert result.exit_code == 2 and f"-E {last} contradicts -E {first}\n" in result.stderr, result.output
+
+
+def test_options_that_change_nothing_are_a_warning(source: Path) -> None:
+    done = build(source, "-C", "64K", "--mount-point", "/system", "--exclude-path", "/", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["warnings"] == [
+        "-C has no effect without -z: nothing is compressed",
+        "--mount-point has no effect without --file-contexts or --fs-config-file",
+        f"--exclude-path / matches nothing in {source}",
+    ]
+    for owner in ("--force-uid", "--force-gid"):
+        done = build(source, "--all-root", owner, "5")
+        assert done.exit_code == 2 and "--all-root contradicts" in done.stderr
+        assert build(source, "--all-root", owner, "0").exit_code == 0
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf"])
+def test_time_budgets_that_are_none(budget: str, source: Path) -> None:
+    done = build(source, "-z", "auto", "--time-budget", budget)
+    assert done.exit_code == 2 and f"a number of seconds above 0, not {budget}" in done.stderr
