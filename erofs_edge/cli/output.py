@@ -190,8 +190,8 @@ def progress_text(done: int, total: int, seconds: float, unit: str = "B") -> str
 
 
 def printable(text: str) -> str:
-    """Escape control characters, so that no file name can control a terminal."""
-    return "".join(f"\\x{ord(char):02x}" if char != "\n" and _is_control(char) else char for char in text)
+    """Escape control characters, so that no file name can control a terminal, and what cannot be printed."""
+    return "".join(_escaped(char) if char != "\n" and _is_special(char) else char for char in text)
 
 
 def one_line(text: str) -> str:
@@ -199,8 +199,13 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def _is_control(char: str) -> bool:
-    return char < " " or "\x7f" <= char < "\xa0"
+def _is_special(char: str) -> bool:
+    """Whether this is a control character, or a surrogate that does not stand for a byte of a name."""
+    return char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char < "\udc80" or "\udcff" < char < "\ue000"
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if char < "\xa0" else f"\\u{ord(char):04x}"
 
 
 def _styled(text: str, colour: str) -> str:

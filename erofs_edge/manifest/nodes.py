@@ -34,6 +34,7 @@ _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,999}")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII
 )
+_NO_CHARACTER = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # from escape sequences; the rest are bytes of paths
 _NOT_TEXT = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -236,6 +237,9 @@ class _Composer:
             return self._anchors[event.anchor]
         if kind == "ScalarEvent":
             self._refuse_tag(event)
+            if bad := _NO_CHARACTER.search(event.value):
+                hint = "leave it out" if bad[0] == "\0" else "write the character itself, not an escape sequence"
+                self._fail(event, f"U+{ord(bad[0]):04X} cannot be part of a value", hint=hint)
             node: Node = Scalar(self._mark(event), event.value, event.style is None)
             anchor = event.anchor
         elif kind in ("MappingEndEvent", "SequenceEndEvent"):

@@ -168,4 +168,5 @@ def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
 
 def test_a_name_stays_in_its_line() -> None:
     assert output.one_line("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert output.one_line("a\ud800\udcff\udd00") == "a\\ud800\udcff\\udd00"  # the second is a byte of a name
     assert output.table_lines([("a\nb", 1), ("c", 2)]) == ["a\\nb  1", "c     2"]

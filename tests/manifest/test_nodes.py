@@ -92,6 +92,9 @@ def test_aliases_give_the_same_value() -> None:
         ("'': 1", "x.yaml:1:1: a key must be a word", None),
         ("a: \x01", "x.yaml:1:4: control character U+0001", None),
         ("a: 1\nb: x\x00", "x.yaml:2:5: control character U+0000", None),
+        ('a: "\\ud800"', "x.yaml:1:4: U+D800 cannot be part of a value", "write the character itself, not an escape"),
+        ('a: "x\\0"', "x.yaml:1:4: U+0000 cannot be part of a value", "leave it out"),
+        ('{"\\udd80": 1}', "x.yaml:1:2: U+DD80 cannot be part of a value", "write the character itself"),
         ("@x", "x.yaml:1:1: not YAML: ", None),
     ],
 )  # fmt: skip
