@@ -45,3 +45,8 @@ def test_none_is_said(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Python 3.11 or newer is not there" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_no_folder_is_a_usage_error(repository: Path) -> None:
+    done = subprocess.run(["sh", repository / "tools/bootstrap"], capture_output=True, text=True, check=False)
+    assert done.returncode and "usage: [PYTHON=python3.X] tools/bootstrap VENV [EXTRA]" in done.stderr
