@@ -22,6 +22,9 @@ _HEADS = (ondisk.LCLUSTER_PLAIN, ondisk.LCLUSTER_HEAD1, ondisk.LCLUSTER_HEAD2)
 _SHORT = 512  # bytes of an index; bounds what is kept in memory, too
 _sole_rests: dict[tuple[int, ...], int] = {}  # form of an index with one run → the bytes in which others do not differ
 
+SATURATED = (ondisk.DELTA_MAX, ondisk.DELTA_MAX + 1)
+"""distances that stand for larger ones, too: the last slot of a pack has the distance of the slot before it, plus 1"""
+
 
 def compressed_extents(
     backing: Backing, info: SuperInfo, zmap: ZMap, offset: int, *, strict: bool = False
@@ -114,7 +117,8 @@ def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
         number, following = following, following + entry.length
         if entry.kind == ondisk.LCLUSTER_NONHEAD:
             distance = number - head_lcn
-            if head is None or (entry.offset != distance and not entry.offset == ondisk.DELTA_MAX < distance):
+            is_saturated = entry.offset in SATURATED and entry.offset < distance
+            if head is None or (entry.offset != distance and not is_saturated):
                 raise wrong(zmap, number, f"says its extent starts {entry.offset} clusters before, not {distance}")
             if distance == 1:
                 blocks = _blocks_of(zmap, head, entry, number)
@@ -181,7 +185,7 @@ def _head_of(backing: Backing, zmap: ZMap, offset: int) -> int:
         lcn -= entry.offset
         jump = entry.offset
         entry = next(entries(backing, zmap, lcn))
-        if entry.kind == ondisk.LCLUSTER_NONHEAD and jump != ondisk.DELTA_MAX:
+        if entry.kind == ondisk.LCLUSTER_NONHEAD and jump not in SATURATED:
             raise wrong(zmap, lcn, "should start an extent")
     if entry.kind == ondisk.LCLUSTER_NONHEAD or lcn < 0:
         raise wrong(zmap, max(lcn, 0), "belongs to an extent that starts before the file")
