@@ -100,7 +100,7 @@ def _destination(destination: Path) -> Iterator[int | bytes]:
         )
     if not there and (destination.is_symlink() or destination.exists()):
         raise ErofsEdgeError("the destination is not a directory", where=str(destination))
-    with nullcontext(destination) if there else folder_beside(destination) as target:
+    with nullcontext(destination.resolve()) if there else folder_beside(destination) as target:
         with folders.opened(target) as root:
             yield root
         if not there:

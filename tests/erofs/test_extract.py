@@ -82,6 +82,15 @@ def test_the_destination_is_new_or_empty(path: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["empty", "full", "link"]
 
 
+def test_a_link_to_an_empty_directory_is_a_destination(path: Path, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with Image(path) as image:
+        assert extract(image, tmp_path / "link").files
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path / "real")) == sorted(os.listdir(source))
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failure_leaves_nothing(exists: bool, path: Path, tmp_path: Path) -> None:
     if exists:
