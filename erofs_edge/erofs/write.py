@@ -97,7 +97,7 @@ def _write(
     plan.apart = frozenset(hot.ranges) if not options.has_layers else frozenset()
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     for device in (options.blob, *options.bases, *options.base_devices, *options.archives):
-        if device is not None and device.absolute() == out.absolute():
+        if device is not None and device.resolve() == out.resolve():
             raise UsageError("the image and its extra device are the same file", where=str(out))
     with ExitStack() as stack:
         layers = None

@@ -72,6 +72,7 @@ def test_tar_index(folder: Path) -> None:
         ("build --tar-index base.img -o i", "not a tar archive"),
         ("build --tar-index base.img -o i -b 4096", "multiples of 512"),
         ("build vendor -o base.img --base base.img", "the same file"),
+        ("build vendor -o vendor/../base.img --base base.img", "the same file"),
         ("build vendor -o i --base base.img --blobdev base.img", "would replace an extra device"),
         ("build vendor -o i --base base.img --blobdev vendor/../base.img", "would replace an extra device"),
         ("build vendor -o i --blobdev vendor/new", "that is not the extra device of i"),
