@@ -20,6 +20,7 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.coverage import Coverage
 from erofs_edge.erofs.decode import decode_lent
+from erofs_edge.erofs.device_table import device_at
 from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
@@ -426,7 +427,8 @@ class _Check:
                 overlap = self.coverage.data(extent, inode.layout, may_share)
                 if overlap is not None:
                     self.error(f"data overlaps with {overlap}", extent.address, path)
-            if self._is_new(extent):
+            number = device_at(extent.address, self.info.devices, self.info.raw.blkszbits)
+            if number not in self.image.missing_devices and self._is_new(extent):
                 self._spend(extent)
                 yield extent
         if position != inode.size:

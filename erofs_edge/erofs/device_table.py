@@ -79,6 +79,15 @@ def image_uuid(path: Path) -> str | None:
     return str(uuid.UUID(bytes=raw.uuid)) if raw.magic == ondisk.SUPER_MAGIC else None
 
 
+def device_at(address: int, slots: Sequence[DeviceSlot], blkszbits: int) -> int:
+    """Return the number of the device that an address belongs to, 0 for the image itself."""
+    block = address >> blkszbits
+    for number, slot in enumerate(slots, 1):
+        if address >> DEVICE_BITS == number or 0 < slot.uniaddr <= block < slot.uniaddr + slot.blocks:
+            return number
+    return 0
+
+
 def attach(
     backing: Backing, slots: Sequence[DeviceSlot], paths: Sequence[Path], blkszbits: int
 ) -> tuple[list[Backing], list[int]]:

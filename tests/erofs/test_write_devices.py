@@ -14,6 +14,7 @@ from mutate import seal
 from writer_check import kernel_differences, write
 from writer_trees import file, noise, rich_tree
 
+from erofs_edge import erofs
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.check import check
 from erofs_edge.erofs.read import Image
@@ -136,3 +137,16 @@ def test_mutated_tables_end_in_errors_or_true_reads(tmp_path: Path) -> None:
             assert error.where
             outcomes.add("refused")
     assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 4096, "compression": "none"}, {"compression": "lz4"}], ids=str)
+def test_check_says_once_that_a_device_is_missing(options: dict[str, Any], tmp_path: Path) -> None:
+    """Its data is not checked: neither what is compressed, nor what follows the end of a file in its last block."""
+    made = FileTree()
+    for number in range(10):
+        made.root.children[b"%d" % number] = file(random.Random(number).randbytes(6000) + b"text " * 9000)
+    erofs.build(made, tmp_path / "image", blob=tmp_path / "blob", **options)
+    report = check(tmp_path / "image")
+    assert [finding.message for finding in report.findings] == ["device 1 is not given: its data is not checked"]
+    assert report.ok and report.files == 10
+    assert check(tmp_path / "image", devices=[tmp_path / "blob"]).findings == []
