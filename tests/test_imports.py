@@ -14,17 +14,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "forks", "globs", "homes", "locks", "names", "positions", "reading", "threads", "uuids", "writing"}
+BASE = {"errors", "forks", "globs", "homes", "locks", "names", "positions", "reading", "task_processes", "threads",
+        "uuids", "writing"}  # fmt: skip
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "forks": {"errors"},
+    "forks": set(),
     "globs": set(),
     "homes": {"errors"},
     "locks": set(),
     "names": set(),
     "positions": set(),
     "reading": {"positions"},
+    "task_processes": {"errors", "forks"},
     "threads": set(),
     "uuids": set(),
     "writing": {"errors", "locks", "names", "positions"},

@@ -32,8 +32,9 @@ from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprin
 from erofs_edge.erofs.walk import DEPTH_MAX
 from erofs_edge.erofs.xattrs import filter_bit_of
 from erofs_edge.errors import ErofsFormatError
-from erofs_edge.forks import in_processes, may_fork
+from erofs_edge.forks import may_fork
 from erofs_edge.names import fsdecode
+from erofs_edge.task_processes import in_processes
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -427,8 +428,7 @@ class _Check:
                 overlap = self.coverage.data(extent, inode.layout, may_share)
                 if overlap is not None:
                     self.error(f"data overlaps with {overlap}", extent.address, path)
-            number = device_at(extent.address, self.info.devices, self.info.raw.blkszbits)
-            if number not in self.image.missing_devices and self._is_new(extent):
+            if self._is_new(extent):
                 self._spend(extent)
                 yield extent
         if position != inode.size:
@@ -452,7 +452,10 @@ class _Check:
             self.warn(f"the inode counts {inode.block} compressed blocks, there are {blocks}", inode.offset, path)
 
     def _is_new(self, extent: Extent) -> bool:
-        """Whether this pcluster was not yet decoded to at least this length and, if required, to its end."""
+        """Whether this pcluster, on a given device, was not yet decoded this far and, if required, to its end."""
+        missing, info = self.image.missing_devices, self.info
+        if missing and device_at(extent.address, info.devices, info.raw.blkszbits) in missing:
+            return False
         length, partial = self.decoded.get(extent.address, (0, True))
         if extent.length <= length if extent.partial else extent.length == length and not partial:
             return False

@@ -22,8 +22,9 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.output_limit import output_limit_of
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError
-from erofs_edge.forks import TASK_MAX, in_processes, may_fork
+from erofs_edge.forks import may_fork
 from erofs_edge.names import fsdecode
+from erofs_edge.task_processes import TASK_MAX, in_processes
 from erofs_edge.writing import NO_SPACE, folder_beside
 
 if TYPE_CHECKING:

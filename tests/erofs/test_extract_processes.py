@@ -26,7 +26,7 @@ from erofs_edge.erofs.extract import extract
 from erofs_edge.erofs.extracted import Batch
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
-from erofs_edge.forks import TASK_MAX, in_processes
+from erofs_edge.task_processes import TASK_MAX, in_processes
 
 Oracle = Callable[[str], str]
 
@@ -117,7 +117,7 @@ def test_a_process_that_is_killed(path: Path, tmp_path: Path, monkeypatch: pytes
 def test_processes_end_with_one_that_is_killed() -> None:
     script = (
         "import os, signal, time\n"
-        "from erofs_edge.forks import in_processes\n"
+        "from erofs_edge.task_processes import in_processes\n"
         "def work(number, tasks):\n"
         "    if number: yield 0\n"
         "    time.sleep(300)\n"
@@ -131,13 +131,13 @@ def test_a_process_that_is_late_ends_too() -> None:
     """Its parent was killed before the child could ask to be notified of that."""
     script = (
         "import os, signal, time\n"
-        "from erofs_edge import forks\n"
-        "ask = forks.end_with_parent\n"
+        "from erofs_edge import task_processes\n"
+        "ask = task_processes.end_with_parent\n"
         "def late(parent): time.sleep(0.5); ask(parent)\n"
-        "forks.end_with_parent = late\n"
+        "task_processes.end_with_parent = late\n"
         "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
         "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
-        "list(forks.in_processes([], 2, lambda *_: time.sleep(300)))\n"
+        "list(task_processes.in_processes([], 2, lambda *_: time.sleep(300)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL

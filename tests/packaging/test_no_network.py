@@ -28,7 +28,7 @@ SPEAKERS = {
 """modules of ours that import one of SPEAK"""
 CERTIFICATES = {"cli.diskless"}
 """modules that use `ssl` only to load certificates from files"""
-PAIRS = {"forks"}
+PAIRS = {"task_processes"}
 """modules that use `socket` only for pairs that connect a process with those which it has forked"""
 SILENT = {"new", "trace", "explain", "schema", "fs", "diff", "avb", "keys", "sign", "completion"}
 """verbs that reach none of them"""

@@ -169,6 +169,8 @@ def test_an_image_that_is_no_disk_starts_no_process(tmp_path: Path) -> None:
         "difflib",
         "inspect",
         "mmap",
+        "pickle",
+        "select",
         "subprocess",
         "concurrent.futures",
         "erofs_edge.build.beside",
