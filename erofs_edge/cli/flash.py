@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from erofs_edge.flash.targets import Candidate
 
 DISK = "disk.img"
+BOARD_FILES = {".yaml", ".yml"}
 EXCLUDING = (
     ("plan", "verify_only"), ("plan", "repair"), ("verify_only", "repair"), ("repair", "whole"), ("repair", "full"),
     ("whole", "slot"), ("resume", "whole"), ("resume", "full"), ("verify_only", "whole"), ("verify_only", "full"),
-    ("verify_only", "resume"), ("verify_only", "no_verify"),
+    ("verify_only", "resume"), ("verify_only", "no_verify"), ("from", "whole"), ("from", "full"),
 )  # fmt: skip
 
 
@@ -110,8 +111,8 @@ def flash(
       erofs-edge flash --from https://updates.example/channel --to provision://HOST
     """
     what, image, old = _to_write(what, image, old, to, channel_root, sigstore)
-    given = {"whole": whole, "full": full, "resume": resume, "slot": bool(slot), "no_verify": no_verify}
-    _refuse_pairs(**given, plan=plan_only, verify_only=verify_only, repair=repair)
+    given = {"whole": whole, "full": full, "resume": resume, "slot": bool(slot), "from": bool(old)}
+    _refuse_pairs(**given, plan=plan_only, verify_only=verify_only, repair=repair, no_verify=no_verify)
     check(to, what, disk)
     image = _no_pipe(image or _image(what or Path(), out))
     looking = plan_only or verify_only
@@ -295,9 +296,11 @@ def _write(
 
 def _image(what: Path, out: Path | None) -> Path:
     """The disk image that BOARD, OUTDIR or IMAGE means."""
+    if out is not None and what.suffix not in BOARD_FILES:
+        raise UsageError("-o is the folder in which BOARD was built: there is no board here", hint="leave it out")
     if what.is_dir():
         image, hint = what / DISK, None
-    elif what.suffix in {".yaml", ".yml"}:
+    elif what.suffix in BOARD_FILES:
         image = built(what, out)[1] / DISK
         hint = f"erofs-edge build {said(what)}" + (f" -o {out}" if out else "")
     else:
@@ -315,7 +318,7 @@ def _no_pipe(image: Path) -> Path:
 
 def _products(what: Path | None, image: Path) -> list[str]:
     """What the board of an image answers: from its file, or from the record of the build; [] where nothing says."""
-    if what is not None and what.suffix in {".yaml", ".yml"}:
+    if what is not None and what.suffix in BOARD_FILES:
         from erofs_edge.manifest.load import load_board
 
         return load_board(what).value.product

@@ -257,6 +257,8 @@ def test_a_file_that_must_not_be_written_can_be_looked_at(
         (("--resume", "--full"), "--resume and --full cannot be combined"),
         (("--verify-only", "--whole"), "--verify-only and --whole cannot be combined"),
         (("--verify-only", "--no-verify"), "--verify-only and --no-verify cannot be combined"),
+        (("--from", "out/tiny/disk.img", "--whole"), "--from and --whole cannot be combined"),
+        (("-o", "out/tiny"), "there is no board here"),
         (("--channel-root", "out/tiny/disk.img"), "--channel-root needs --from URL"),
         (("--disk", "x.img"), "--disk is for a board in QEMU"),
     ],

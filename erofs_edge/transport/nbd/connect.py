@@ -112,7 +112,11 @@ class Connection:
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
         except OSError as error:
-            raise DeviceError(f"cannot connect: {error.strerror or error}", where=address.uri) from error
+            raise DeviceError(
+                f"cannot connect: {error.strerror or error}",
+                where=address.uri,
+                hint="is the board's provisioning system, or the server, up and on that port?",
+            ) from error
         try:
             while self._client.export is None:
                 self._step()
